@@ -1,0 +1,106 @@
+/* A loaded checkpoint: its components, its text side, and how a conversation becomes a prompt.
+ *
+ * A family (src/models/NAME) is a const table; cs_model_load picks it by config.json's model_type.
+ * Loaded once, then read-only but for the components, which their engines own.
+ */
+#ifndef CS_MODELS_MODEL_H
+#define CS_MODELS_MODEL_H
+
+#include "media/preprocess.h"
+#include "models/encoder.h"
+#include "models/llm.h"
+#include "tensor/compute.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+typedef enum {
+    CS_MODALITY_IMAGE,
+    CS_MODALITY_VIDEO,
+    CS_MODALITY_AUDIO,
+    CS_N_MODALITIES
+} cs_modality;
+
+/* generation_config.json: what a request that says nothing gets. Neutral values where the file is
+ * silent. */
+typedef struct {
+    bool do_sample;
+    float temperature;
+    int32_t top_k; /* 0: off */
+    float top_p;
+    float repetition_penalty;
+    int32_t eos_ids[16];
+    uint32_t n_eos_ids;
+} cs_generation_defaults;
+
+/* A decoded medium of a conversation, in the order of its appearance; borrowed by cs_model_prompt.
+ */
+typedef struct {
+    cs_modality modality;
+    const void *data;        /* cs_image, cs_video or cs_audio of media/media.h */
+    bool use_audio_in_video; /* video: interleave its own audio track */
+} cs_prompt_medium;
+
+/* A run of the prompt whose embeddings come from an encoder: rows [row, row + n) of the prompt are
+ * rows [source_row, source_row + n) of the output of item `item`. A video interleaved with its
+ * sound has many. */
+typedef struct {
+    uint32_t row;
+    uint32_t n;
+    uint32_t item;
+    uint32_t source_row;
+} cs_prompt_span;
+
+typedef struct {
+    cs_modality modality; /* which encoder */
+    cs_encoder_item input;
+    uint64_t content_hash[2]; /* 128-bit hash of the preprocessed input, for caches */
+} cs_prompt_item;
+
+typedef struct {
+    uint32_t n_tokens;
+    int32_t *token_ids;
+    int32_t (*positions)[3]; /* [n_tokens] temporal, height, width */
+    int32_t next_position;   /* of the first generated token, the same in all three */
+    GArray *spans;           /* cs_prompt_span, ordered by row */
+    GArray *items;           /* cs_prompt_item */
+} cs_prompt;
+
+void cs_prompt_free(cs_prompt *prompt); /* accepts NULL */
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_prompt, cs_prompt_free)
+
+typedef struct cs_model cs_model;
+
+typedef struct {
+    const char *name; /* model_type of config.json */
+
+    /* Builds the prompt of a rendered conversation: tokenises it, expands each medium's placeholder
+     * to as many tokens as its encoder gives, and assigns positions. Thread-safe. The number and
+     * order of media must equal the placeholders in the text. */
+    cs_prompt *(*prompt)(const cs_model *model, const char *text, size_t text_bytes,
+                         uint32_t n_media, const cs_prompt_medium *media, GError **error);
+    void (*free)(cs_model *model);
+} cs_family;
+
+struct cs_model {
+    const cs_family *family;
+    char *id; /* the directory's name */
+    cs_tokenizer *tokenizer;
+    cs_chat_template *chat_template; /* NULL: the checkpoint has none */
+    cs_generation_defaults generation;
+    cs_llm *llm;
+    cs_encoder *encoders[CS_N_MODALITIES]; /* NULL: the model does not take it; image and video may
+                                              be one */
+};
+
+typedef struct {
+    cs_compute *compute; /* borrowed */
+    /* Called from the loading thread as bytes of weights are packed. */
+    void (*progress)(void *user, size_t done_bytes, size_t total_bytes);
+    void *user;
+} cs_model_options;
+
+cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError **error);
+void cs_model_free(cs_model *model); /* accepts NULL */
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_model, cs_model_free)
+
+#endif

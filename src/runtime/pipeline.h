@@ -1,0 +1,142 @@
+/* The pipeline: one served model, from a conversation to a stream of text.
+ *
+ * It owns the way of a request through the components of a model on this machine: media are decoded
+ * and preprocessed on worker threads, encoders run in their engine, the LLM starts its prefill on
+ * what has arrived, and tokens come back as whole UTF-8 text. The API and the command line speak to
+ * models only through this header; how components are spread over executors stays behind it.
+ *
+ * Threads: every function may be called from any thread. Sink calls of one request never overlap,
+ * come from threads of the pipeline, must not block, and end with exactly one on_done.
+ */
+#ifndef CS_RUNTIME_PIPELINE_H
+#define CS_RUNTIME_PIPELINE_H
+
+#include "models/model.h"
+
+#include <jansson.h>
+
+/* Sampling of one request; cs_pipeline_defaults fills in the model's own. */
+typedef struct {
+    float temperature;        /* 0: greedy */
+    int32_t top_k;            /* 0: off */
+    float top_p;              /* 1: off */
+    float min_p;              /* 0: off */
+    float repetition_penalty; /* 1: off; over prompt and output, as transformers */
+    float presence_penalty;   /* 0: off; over output, as the OpenAI API */
+    float frequency_penalty;
+    bool has_seed;
+    uint64_t seed;
+    uint32_t max_tokens; /* 0: up to the context */
+    int32_t n_logprobs;  /* -1: none; 0..20 alternatives beside the sampled token */
+    bool ignore_eos;
+    GHashTable *logit_bias; /* token id -> float bits, or NULL */
+    char **stop;            /* NULL-terminated, or NULL */
+} cs_sampling;
+
+/* A medium as it came in the request, not yet decoded. */
+typedef struct {
+    cs_modality modality;
+    GBytes *bytes;
+} cs_request_medium;
+
+typedef struct {
+    json_t *messages;           /* chat: OpenAI-style messages; media parts reduced to {"type":
+                                   "image"|"video"|"audio"} */
+    json_t *tools;              /* or NULL */
+    json_t *template_arguments; /* extra variables of the chat template, or NULL */
+    const char *prompt;         /* completion: the text itself; messages is NULL then */
+    const int32_t *prompt_ids;  /* completion: ready tokens; prompt is NULL then */
+    uint32_t n_prompt_ids;
+    bool echo; /* completion: the prompt stands before the answer */
+    uint32_t n_media;
+    const cs_request_medium *media; /* in order of appearance */
+    bool use_audio_in_video;
+    cs_sampling sampling;
+    uint32_t n_choices; /* answers wanted, >= 1 */
+} cs_request;
+
+typedef struct {
+    int32_t id;
+    float logprob;
+} cs_token_logprob;
+
+/* A piece of an answer. Text is whole UTF-8 characters and may be empty while bytes of one are
+ * missing. */
+typedef struct {
+    uint32_t choice;
+    const char *text;
+    size_t text_bytes;
+    uint32_t n_tokens;           /* tokens behind this piece */
+    const int32_t *token_ids;    /* [n_tokens] */
+    const float *logprobs;       /* [n_tokens] or NULL */
+    const cs_token_logprob *top; /* [n_tokens][n_logprobs] or NULL */
+} cs_piece;
+
+typedef enum { CS_FINISH_STOP, CS_FINISH_LENGTH } cs_finish_reason;
+
+typedef struct {
+    uint32_t prompt_tokens;
+    uint32_t cached_tokens; /* of the prompt, found in the prefix cache */
+    uint32_t completion_tokens;
+    uint32_t modality_tokens[CS_N_MODALITIES]; /* of the prompt */
+} cs_usage;
+
+typedef struct {
+    /* All take the `user` given at submission. */
+    void (*on_start)(
+        void *user,
+        uint32_t prompt_tokens); /* prompt accepted: nothing of the caller's can be wrong now */
+    void (*on_piece)(void *user, const cs_piece *piece);
+    void (*on_finish)(void *user, uint32_t choice, cs_finish_reason reason);
+    /* error NULL: every choice has finished. Otherwise nothing more comes; borrowed. */
+    void (*on_done)(void *user, const cs_usage *usage, const GError *error);
+} cs_sink;
+
+typedef struct {
+    const char *dtype;            /* "auto", "f32", "bf16" */
+    uint32_t n_threads;           /* 0: all CPUs of this process */
+    size_t kv_budget_bytes;       /* 0: from free memory */
+    uint32_t max_batch_tokens;    /* 0: default */
+    uint32_t max_sequences;       /* 0: default */
+    uint32_t max_context_tokens;  /* 0: the model's */
+    uint32_t max_queued_requests; /* 0: default; more are refused with CS_ERROR_BUSY */
+    void (*progress)(void *user, const char *stage, double fraction);
+    void *progress_user;
+} cs_pipeline_options;
+
+typedef struct {
+    uint32_t running, waiting;
+    uint32_t kv_blocks_used, kv_blocks_total;
+    uint64_t prompt_tokens, cached_tokens, completion_tokens;
+    uint64_t requests_started, requests_finished, requests_failed, requests_cancelled, preemptions;
+    uint64_t encoder_items[CS_N_MODALITIES];
+} cs_pipeline_stats;
+
+typedef struct cs_pipeline cs_pipeline;
+typedef struct cs_pipeline_request cs_pipeline_request;
+
+/* Loads the checkpoint and starts the engines; returns when ready to serve. */
+cs_pipeline *cs_pipeline_new(const char *dir, const cs_pipeline_options *options, GError **error);
+void cs_pipeline_free(cs_pipeline *pipeline); /* cancels and waits for all requests; accepts NULL */
+
+const char *cs_pipeline_model_id(const cs_pipeline *pipeline);
+const cs_model *cs_pipeline_model(const cs_pipeline *pipeline);
+
+/* The model's generation_config.json as sampling. */
+void cs_pipeline_defaults(const cs_pipeline *pipeline, cs_sampling *sampling);
+
+/* Takes a copy of what it needs of the request (media bytes by reference). Fails at once, with no
+ * sink call, on what can be seen at once (queue full, modality the model lacks). The handle is
+ * valid until cs_pipeline_release. */
+cs_pipeline_request *cs_pipeline_submit(cs_pipeline *pipeline, const cs_request *request,
+                                        const cs_sink *sink, void *user, GError **error);
+
+/* Asks a request to end within one step; on_done still comes (CS_ERROR_CANCELLED unless it was
+ * done). */
+void cs_pipeline_cancel(cs_pipeline_request *request);
+/* Gives the handle back. Call once, after or before on_done; it does not cancel. */
+void cs_pipeline_release(cs_pipeline_request *request);
+
+void cs_pipeline_stats_get(cs_pipeline *pipeline, cs_pipeline_stats *stats);
+
+#endif
