@@ -11,6 +11,7 @@
 #ifndef CS_RUNTIME_PIPELINE_H
 #define CS_RUNTIME_PIPELINE_H
 
+#include "engine/sampling.h"
 #include "models/model.h"
 
 #include <jansson.h>
@@ -54,11 +55,6 @@ typedef struct {
     cs_sampling sampling;
     uint32_t n_choices; /* answers wanted, >= 1 */
 } cs_request;
-
-typedef struct {
-    int32_t id;
-    float logprob;
-} cs_token_logprob;
 
 /* A piece of an answer. Text is whole UTF-8 characters and may be empty while bytes of one are
  * missing. */
