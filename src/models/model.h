@@ -9,16 +9,10 @@
 #include "media/preprocess.h"
 #include "models/encoder.h"
 #include "models/llm.h"
+#include "models/modality.h"
 #include "tensor/compute.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
-
-typedef enum {
-    CS_MODALITY_IMAGE,
-    CS_MODALITY_VIDEO,
-    CS_MODALITY_AUDIO,
-    CS_N_MODALITIES
-} cs_modality;
 
 /* generation_config.json: what a request that says nothing gets. Neutral values where the file is
  * silent. */

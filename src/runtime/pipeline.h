@@ -12,9 +12,13 @@
 #define CS_RUNTIME_PIPELINE_H
 
 #include "engine/sampling.h"
-#include "models/model.h"
+#include "models/modality.h"
 
+#include <glib.h>
 #include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 /* Sampling of one request; cs_pipeline_defaults fills in the model's own. */
 typedef struct {
@@ -30,8 +34,9 @@ typedef struct {
     uint32_t max_tokens; /* 0: up to the context */
     int32_t n_logprobs;  /* -1: none; 0..20 alternatives beside the sampled token */
     bool ignore_eos;
-    GHashTable *logit_bias; /* token id -> float bits, or NULL */
-    char **stop;            /* NULL-terminated, or NULL */
+    uint32_t n_biases;
+    const cs_token_bias *biases; /* an id at most once */
+    const char *const *stop;     /* NULL-terminated, or NULL */
 } cs_sampling;
 
 /* A medium as it came in the request, not yet decoded. */
@@ -65,7 +70,8 @@ typedef struct {
     uint32_t n_tokens;           /* tokens behind this piece */
     const int32_t *token_ids;    /* [n_tokens] */
     const float *logprobs;       /* [n_tokens] or NULL */
-    const cs_token_logprob *top; /* [n_tokens][n_logprobs] or NULL */
+    const cs_token_logprob *top; /* [n_tokens][n_logprobs], best first, or NULL; the tail of a row
+                                    that has fewer holds ids of -1 */
 } cs_piece;
 
 typedef enum { CS_FINISH_STOP, CS_FINISH_LENGTH } cs_finish_reason;
@@ -115,8 +121,20 @@ typedef struct cs_pipeline_request cs_pipeline_request;
 cs_pipeline *cs_pipeline_new(const char *dir, const cs_pipeline_options *options, GError **error);
 void cs_pipeline_free(cs_pipeline *pipeline); /* cancels and waits for all requests; accepts NULL */
 
-const char *cs_pipeline_model_id(const cs_pipeline *pipeline);
-const cs_model *cs_pipeline_model(const cs_pipeline *pipeline);
+const char *cs_pipeline_model_id(const cs_pipeline *pipeline); /* the directory's name */
+bool cs_pipeline_takes(const cs_pipeline *pipeline, cs_modality modality);
+/* The longest prompt and answer together. */
+uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *pipeline);
+uint32_t cs_pipeline_vocab_size(const cs_pipeline *pipeline);
+
+/* Appends the ids (int32_t) of a text, special tokens in it included. */
+bool cs_pipeline_tokenize(const cs_pipeline *pipeline, const char *text, size_t text_bytes,
+                          GArray *ids, GError **error);
+/* Appends the bytes of a token; they need not be whole characters. Special tokens show their name.
+ */
+void cs_pipeline_token_bytes(const cs_pipeline *pipeline, int32_t id, GString *bytes);
+/* The text of tokens as an answer would show it, whole UTF-8. g_free. */
+char *cs_pipeline_detokenize(const cs_pipeline *pipeline, const int32_t *ids, uint32_t n_ids);
 
 /* The model's generation_config.json as sampling. */
 void cs_pipeline_defaults(const cs_pipeline *pipeline, cs_sampling *sampling);

@@ -1,0 +1,49 @@
+"""Write the checkpoint, the media and the golden files. See ../README.md."""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from . import checkpoint, config, media, thinker  # noqa: E402
+
+PARTS = ("media", "checkpoint", "thinker")
+
+
+def main():
+    out = Path(__file__).resolve().parents[3] / "tests" / "golden" / "qwen2_5_omni"
+    parser = argparse.ArgumentParser(prog="tools/reference/make qwen2_5_omni", description=__doc__)
+    parser.add_argument("--seed", type=int, default=config.SEED, help="of the weights (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=out, help="directory to write (default tests/golden/qwen2_5_omni)")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, of " + ",".join(PARTS))
+    parser.add_argument("--find-seed", action="store_true", help="try seeds from --seed on until one is fit")
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    if set(parts) - set(PARTS):
+        parser.error("unknown part: " + ", ".join(sorted(set(parts) - set(PARTS))))
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_grad_enabled(False)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = arguments.out / "qwen2.5-omni-tiny"
+    if "media" in parts:
+        media.write(arguments.out / "media")
+    seed = arguments.seed
+    while True:
+        if "checkpoint" in parts:
+            checkpoint.write(model, seed)
+        reason = thinker.write(arguments.out, model, arguments.out / "media") if "thinker" in parts else None
+        if reason is None:
+            break
+        print(f"seed {seed}: {reason}", flush=True)
+        if not arguments.find_seed:
+            raise SystemExit("take another seed (--find-seed)")
+        seed += 1
+    print(f"seed {seed}")
+
+
+main()
