@@ -9,9 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from . import checkpoint, config, media, thinker  # noqa: E402
+from . import checkpoint, config, media, sizes, texts, thinker  # noqa: E402
 
-PARTS = ("media", "checkpoint", "thinker")
+PARTS = ("media", "checkpoint", "thinker", "texts", "sizes")
 
 
 def main():
@@ -43,6 +43,10 @@ def main():
         if not arguments.find_seed:
             raise SystemExit("take another seed (--find-seed)")
         seed += 1
+    if "texts" in parts:
+        texts.write(arguments.out, model)
+    if "sizes" in parts:
+        sizes.write(arguments.out, arguments.out / "media")
     print(f"seed {seed}")
 
 

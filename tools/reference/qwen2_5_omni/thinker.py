@@ -12,7 +12,7 @@ STEPS = 64
 MIN_GAP = 2e-3  # twice what any correct f32 implementation may need
 MIN_DISTINCT = 20
 MAX_BF16_ERROR = 1.6e-2
-CUT_BYTES = 9000  # a larger tensor is stored as evenly spaced rows
+CUT_BYTES = 6000  # a larger tensor is stored as evenly spaced rows
 # What lies inside a component, and the processors' output, is stored once a modality; boundaries always.
 INSIDE = ("patch_embed", "block0", "block1", "block2", "merger", "audio.layer0", "audio.layer2", "thinker.layer0")
 INSIDE_OF = ("req02", "req04", "req07")
