@@ -30,7 +30,8 @@ typedef struct {
     void *data; /* device address of element [0, 0] */
     int64_t rows;
     int64_t cols;
-    int64_t stride; /* elements from one row to the next, >= cols */
+    int64_t stride; /* elements from one row to the next, >= cols + pad */
+    int64_t pad;    /* elements after each row that are known to be zero */
     cs_dtype dtype;
 } cs_tensor;
 

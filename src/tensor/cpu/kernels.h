@@ -1,0 +1,73 @@
+/* CPU kernels: the table of functions that one instruction set implements.
+ *
+ * The same plain source (kernels_generic.c) is compiled for each vector width; matrix products that
+ * need instructions of their own (bf16 dot product, AMX tiles) are files of their own. Kernels run
+ * on one thread, allocate nothing, and know nothing of tensors.
+ *
+ * Packed operands. The right-hand side of every product, weights as well as keys and values, is
+ * stored in panels of 16 output columns:
+ *
+ *   f32   panel [k][16]         element (k, n) at k * 16 + n
+ *   bf16  panel [k / 2][16][2]  element (k, n) at (k / 2) * 32 + n * 2 + k % 2, k padded with zeros
+ * to a multiple of 32
+ *
+ * The second is what both the bf16 dot product and AMX tiles read, and it expands to f32 by a
+ * shift.
+ */
+#ifndef CS_TENSOR_CPU_KERNELS_H
+#define CS_TENSOR_CPU_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CS_PANEL 16   /* output columns of a packed panel */
+#define CS_K_ALIGN 32 /* inner length of bf16 operands is padded to a multiple of this */
+
+/* C [rows, 16 * n_panels] = A [rows, k] B, or += . `a` is row-major with lda elements between rows;
+ * panel p of B starts at b + p * panel_bytes. For bf16 A, k is a multiple of 32. Each element is
+ * accumulated over k in ascending order, so that it is the same for any number of rows, and for k
+ * cut into pieces at multiples of 32 that are accumulated one after the other. */
+typedef void cs_product(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
+                        const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate);
+
+typedef struct {
+    const char *name;
+    bool (*available)(void);
+
+    cs_product *product_f32;      /* A f32, B f32 */
+    cs_product *product_f32_bf16; /* A f32, B bf16 */
+    cs_product *product_bf16;     /* A bf16, B bf16; NULL: no such instruction, A is kept in f32 */
+
+    void (*rms_norm)(int64_t n, float *y, const float *x, const float *weight, float epsilon);
+    void (*layer_norm)(int64_t n, float *y, const float *x, const float *weight, const float *bias,
+                       float epsilon);
+    void (*to_bf16)(int64_t n, uint16_t *y, const float *x);
+    void (*from_bf16)(int64_t n, float *y, const uint16_t *x);
+    void (*from_f16)(int64_t n, float *y, const uint16_t *x);
+    void (*add)(int64_t n, float *y, const float *x);
+    void (*scale)(int64_t n, float *y, float factor);
+    void (*gelu)(int64_t n, float *y);      /* x/2 (1 + erf(x / sqrt 2)), in place */
+    void (*gelu_tanh)(int64_t n, float *y); /* in place */
+    void (*silu)(int64_t n, float *y);      /* in place */
+    void (*silu_mul)(int64_t n, float *y, const float *gate,
+                     const float *up); /* y = silu(gate) * up */
+    void (*rope)(int64_t half, float *x, const float *cosines, const float *sines);
+    float (*max)(int64_t n, const float *x);
+    /* x = exp(x - shift), returns the sum; n is a multiple of 16. */
+    float (*exp_sum)(int64_t n, float *x, float shift);
+} cs_kernels;
+
+extern const cs_kernels cs_kernels_portable;
+#ifdef __x86_64__
+extern const cs_kernels cs_kernels_avx2;
+extern const cs_kernels cs_kernels_avx512;
+extern const cs_kernels cs_kernels_avx512bf16;
+extern const cs_kernels cs_kernels_amx;
+#endif
+
+/* The best set of this CPU, or the named one; NULL when the CPU lacks it or there is no such name.
+ */
+const cs_kernels *cs_kernels_choose(const char *name);
+
+#endif

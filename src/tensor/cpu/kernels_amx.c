@@ -1,0 +1,166 @@
+/* bf16 products by AMX tiles: a tile is 16 rows of 64 bytes, one instruction multiplies [16, 32] by
+ * [32, 16].
+ *
+ * Eight tiles: 0-3 accumulate, 4-5 hold A, 6-7 hold B. Blocks of up to 32 rows by 2 panels use two
+ * tiles each way; up to 16 rows use four panels instead, so that each B tile is loaded once. Row
+ * counts are part of the tile configuration, which is a register file per thread: it is loaded when
+ * it changes and released at the end of each product, because live tiles cost every context switch
+ * 8 KiB.
+ */
+#include "tensor/cpu/kernels.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+cs_product cs_product_bf16_amx;
+
+typedef struct {
+    uint8_t palette;
+    uint8_t start_row;
+    uint8_t reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+_Static_assert(sizeof(tile_config) == 64, "the layout that LDTILECFG reads");
+
+/* Rows of A and C tiles: `upper` for tiles 0, 1 (and 2, 3 in the wide form) and 4, `lower` for 2, 3
+ * and 5. */
+static void configure(int upper, int lower)
+{
+    tile_config config = {.palette = 1};
+    const int rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+    for (int t = 0; t < 8; t++) {
+        config.row_bytes[t] = 64;
+        config.rows[t] = (uint8_t)rows[t];
+    }
+    _tile_loadconfig(&config);
+}
+
+static void tile_2x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
+                     float *c, int64_t ldc, bool accumulate)
+{
+    const uint16_t *a_lower = a + 16 * lda;
+    float *c_lower = c + 16 * ldc;
+    const char *b_right = b + panel_bytes;
+    size_t a_stride = (size_t)lda * sizeof *a, c_stride = (size_t)ldc * sizeof *c;
+    if (accumulate) {
+        _tile_loadd(0, c, c_stride);
+        _tile_loadd(1, c + CS_PANEL, c_stride);
+        _tile_loadd(2, c_lower, c_stride);
+        _tile_loadd(3, c_lower + CS_PANEL, c_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t i = 0; i < k; i += 32) {
+        _tile_loadd(6, b + i * CS_PANEL * 2, 64);
+        _tile_loadd(4, a + i, a_stride);
+        _tile_loadd(7, b_right + i * CS_PANEL * 2, 64);
+        _tile_loadd(5, a_lower + i, a_stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + CS_PANEL, c_stride);
+    _tile_stored(2, c_lower, c_stride);
+    _tile_stored(3, c_lower + CS_PANEL, c_stride);
+}
+
+static void tile_1x4(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
+                     float *c, int64_t ldc, bool accumulate)
+{
+    size_t a_stride = (size_t)lda * sizeof *a, c_stride = (size_t)ldc * sizeof *c;
+    if (accumulate) {
+        _tile_loadd(0, c, c_stride);
+        _tile_loadd(1, c + CS_PANEL, c_stride);
+        _tile_loadd(2, c + 2 * CS_PANEL, c_stride);
+        _tile_loadd(3, c + 3 * CS_PANEL, c_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t i = 0; i < k; i += 32) {
+        const char *row = b + i * CS_PANEL * 2;
+        _tile_loadd(4, a + i, a_stride);
+        _tile_loadd(6, row, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, row + panel_bytes, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(6, row + 2 * panel_bytes, 64);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, row + 3 * panel_bytes, 64);
+        _tile_dpbf16ps(3, 4, 7);
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + CS_PANEL, c_stride);
+    _tile_stored(2, c + 2 * CS_PANEL, c_stride);
+    _tile_stored(3, c + 3 * CS_PANEL, c_stride);
+}
+
+static void tile_1x1(int64_t k, const uint16_t *a, int64_t lda, const char *b, float *c,
+                     int64_t ldc, bool accumulate)
+{
+    size_t a_stride = (size_t)lda * sizeof *a, c_stride = (size_t)ldc * sizeof *c;
+    if (accumulate)
+        _tile_loadd(0, c, c_stride);
+    else
+        _tile_zero(0);
+    for (int64_t i = 0; i < k; i += 32) {
+        _tile_loadd(4, a + i, a_stride);
+        _tile_loadd(6, b + i * CS_PANEL * 2, 64);
+        _tile_dpbf16ps(0, 4, 6);
+    }
+    _tile_stored(0, c, c_stride);
+}
+
+/* Up to 16 rows. */
+static void short_rows(int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda, const char *b,
+                       size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
+{
+    int64_t p = 0;
+    for (; p + 4 <= n_panels; p += 4)
+        tile_1x4(k, a, lda, b + (size_t)p * panel_bytes, panel_bytes, c + p * CS_PANEL, ldc,
+                 accumulate);
+    for (; p < n_panels; p++)
+        tile_1x1(k, a, lda, b + (size_t)p * panel_bytes, c + p * CS_PANEL, ldc, accumulate);
+}
+
+/* Rows [first, first + 32) and, where there are fewer, the rest, over pairs of panels; panels
+ * outside, so that a pair stays in the first-level cache while the rows pass. */
+static void tall_rows(int64_t rows, int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda,
+                      const char *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
+{
+    int64_t p = 0;
+    for (; p + 2 <= n_panels; p += 2)
+        for (int64_t r = 0; r < rows; r += 32)
+            tile_2x2(k, a + r * lda, lda, b + (size_t)p * panel_bytes, panel_bytes,
+                     c + r * ldc + p * CS_PANEL, ldc, accumulate);
+    for (; p < n_panels; p++)
+        for (int64_t r = 0; r < rows; r += 16)
+            tile_1x1(k, a + r * lda, lda, b + (size_t)p * panel_bytes, c + r * ldc + p * CS_PANEL,
+                     ldc, accumulate);
+}
+
+void cs_product_bf16_amx(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
+                         const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
+{
+    const uint16_t *x = a;
+    int64_t tall = rows & ~(int64_t)31;
+    if (tall > 0) {
+        configure(16, 16);
+        tall_rows(tall, n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
+    }
+    for (int64_t r = tall; r < rows; r += 16) {
+        int height = rows - r < 16 ? (int)(rows - r) : 16;
+        configure(height, height);
+        short_rows(n_panels, k, x + r * lda, lda, b, panel_bytes, c + r * ldc, ldc, accumulate);
+    }
+    _tile_release();
+}
