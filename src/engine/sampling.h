@@ -2,10 +2,10 @@
  *
  * The order of operations is vLLM's and transformers': logit bias (and the ban on stop tokens while
  * fewer than min_tokens are out), repetition penalty, frequency and presence penalties, then
- * greedy, or temperature -> top-k -> top-p -> min-p -> draw. Tokens equal to the k-th largest logit
- * all stay. Top-p keeps the shortest run of tokens, largest first and lower ids first among
- * equals, whose mass (after top-k) reaches top_p; min-p drops what is less likely than min_p times
- * the likeliest.
+ * greedy (a temperature below 1e-5), or temperature -> top-k -> top-p -> min-p -> draw. Tokens
+ * equal to the k-th largest logit all stay. Top-p keeps the shortest run of tokens, largest first
+ * and lower ids first among equals, whose mass (after top-k) reaches top_p; min-p drops what is
+ * less likely than min_p times the likeliest.
  *
  * Randomness is counter-based (Philox 4x32-10, Salmon et al. 2011): the draw of a token depends on
  * (seed, choice, index of the token) and on its logits alone, so neither batching, preemption nor a
@@ -87,13 +87,13 @@ typedef struct {
 
 typedef struct cs_sampler cs_sampler;
 
-/* NULL when there is no memory (8 bytes a token of the vocabulary). */
+/* NULL when there is no memory (16 bytes a token of the vocabulary). */
 cs_sampler *cs_sampler_new(uint32_t vocab_size);
 void cs_sampler_free(cs_sampler *sampler); /* accepts NULL */
 
-/* Draws a token from logits [vocab_size], which bias and penalties change in place.
- * CS_ERROR_FAILED when no logit is a finite number or one is infinite. */
-bool cs_sampler_draw(cs_sampler *sampler, float *logits, const cs_sampling_request *request,
+/* Draws a token from logits [vocab_size]. CS_ERROR_FAILED when they hold a NaN, an infinity or
+ * nothing finite; CS_ERROR_INVALID when bias and bans leave no token. */
+bool cs_sampler_draw(cs_sampler *sampler, const float *logits, const cs_sampling_request *request,
                      cs_sampled_token *token, GError **error);
 
 /* The uniform number in [0, 1) of a draw; 53 bits. */
