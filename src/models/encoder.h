@@ -10,7 +10,7 @@
 
 typedef struct {
     /* Image, video: patches [n_patches, patch_dim] f32 in the family's order. Audio: log-mel
-     * [n_mels, frames] f32. */
+     * [frames, n_mels] f32. */
     cs_tensor input;
     /* Image, video: grid of patches, time, height, width (before spatial merging). Audio: unused.
      */

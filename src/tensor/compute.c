@@ -313,7 +313,7 @@ void cs_op_add(cs_compute *compute, const cs_tensor *y, const cs_tensor *x)
 void cs_op_gather(cs_compute *compute, const cs_tensor *y, const cs_tensor *table,
                   const int32_t *ids)
 {
-    g_assert(y->cols == table->cols && y->dtype == CS_DTYPE_F32);
+    g_assert(y->cols == table->cols && is_float(y));
     if (!compute->fault)
         compute->backend->gather(compute, y, table, ids);
 }

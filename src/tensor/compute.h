@@ -51,6 +51,9 @@ cs_tensor cs_compute_scratch(cs_compute *compute, cs_dtype dtype, int64_t rows, 
 size_t cs_compute_mark(const cs_compute *compute);
 void cs_compute_release(cs_compute *compute, size_t mark);
 
+/* Converts on the host: f32 (a copy), bf16 or f16 to f32. */
+void cs_convert_to_f32(int64_t n, float *to, const void *from, cs_dtype dtype);
+
 /* Copies between host memory (dense f32 rows) and a tensor of the device. */
 void cs_tensor_write(cs_compute *compute, const cs_tensor *to, const float *from);
 void cs_tensor_read(cs_compute *compute, float *to, const cs_tensor *from);
@@ -136,7 +139,7 @@ void cs_op_copy(cs_compute *compute, const cs_tensor *y, const cs_tensor *x);
 /* y[i] += x[i mod x.rows]. */
 void cs_op_add(cs_compute *compute, const cs_tensor *y, const cs_tensor *x);
 
-/* y[i] = table[ids[i]]; the table f32, bf16 or f16. ids in host memory. */
+/* y[i] = table[ids[i]]; the table f32, bf16 or f16, y f32 or bf16. ids in host memory. */
 void cs_op_gather(cs_compute *compute, const cs_tensor *y, const cs_tensor *table,
                   const int32_t *ids);
 

@@ -67,9 +67,6 @@ struct cs_compute {
 /* Records a fault; operations are skipped from here to the next sync. */
 void cs_compute_fault(cs_compute *compute, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
-/* Converts on the host: f32 (a copy), bf16 or f16 to f32. */
-void cs_convert_to_f32(int64_t n, float *to, const void *from, cs_dtype dtype);
-
 /* K and V of one block of one layer, all heads: [n_kv_heads] packed keys, then [n_kv_heads] packed
  * values. */
 struct cs_kv_store {

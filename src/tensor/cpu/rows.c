@@ -135,9 +135,18 @@ static void gather_row(const void *data, int64_t row, float *scratch)
     const rows_job *job = data;
     const cs_tensor *table = job->x;
     g_assert(job->ids[row] >= 0 && job->ids[row] < table->rows);
-    const char *source = (const char *)table->data + (size_t)(job->ids[row] * table->stride) *
-                                                         cs_dtype_size_bytes(table->dtype);
-    cs_convert_to_f32(job->y->cols, f32_row(job->y, row), source, table->dtype);
+    const char *source = (const char *)table->data +
+                         (size_t)(job->ids[row] * table->stride) * cs_dtype_size_bytes(table->dtype);
+    if (table->dtype == CS_DTYPE_F32) {
+        if (job->y->dtype == CS_DTYPE_F32)
+            memcpy(f32_row(job->y, row), source, (size_t)job->y->cols * sizeof(float));
+        else
+            row_finish(job, row, (const float *)source);
+        return;
+    }
+    float *y = row_target(job->y, row, scratch);
+    cs_convert_to_f32(job->y->cols, y, source, table->dtype);
+    row_finish(job, row, y);
 }
 
 void cs_cpu_gather(cs_compute *compute, const cs_tensor *y, const cs_tensor *table,
