@@ -3,12 +3,14 @@
  * A job is one medium. Its preparation (decoding, resizing, spectrograms) runs on worker threads
  * ahead of the device; prepared items are batched, oldest first, up to a budget of work and run on
  * the engine's own thread. Outputs are kept in a cache keyed by content, and equal items in flight
- * are computed once.
+ * are computed once. When a batch fails its items are tried one by one, so that a bad one ends only
+ * itself.
  *
  *   submit -> prepare (workers) -> ready -> forward (engine's thread, in batches) -> on_done
  *
  * Threads: every function may be called from any thread. on_done comes from the engine's thread or
- * a worker, exactly once for each accepted job, and must not block.
+ * a worker (or, of jobs left, from cs_encoder_engine_free), exactly once for each accepted job, and
+ * must not block.
  */
 #ifndef CS_ENGINE_ENCODER_ENGINE_H
 #define CS_ENGINE_ENCODER_ENGINE_H
@@ -58,14 +60,15 @@ typedef struct {
 cs_encoder_job *cs_encoder_engine_submit(cs_encoder_engine *engine,
                                          const cs_encoder_job_options *options, GError **error);
 
-/* A job that is not yet computing ends at once with CS_ERROR_CANCELLED; one that is ends with its
- * batch. */
+/* on_done comes with CS_ERROR_CANCELLED unless the job was done: before the next batch, or with the
+ * batch that computes it now. */
 void cs_encoder_job_cancel(cs_encoder_job *job);
 /* Gives the handle back, before or after on_done; it does not cancel. */
 void cs_encoder_job_release(cs_encoder_job *job);
 
 typedef struct {
-    uint32_t preparing, ready, running;
+    uint32_t preparing; /* queued for the workers, or with one */
+    uint32_t ready, running;
     uint64_t items_done, items_failed, items_cancelled;
     uint64_t cache_hits; /* outputs found in the cache, or computed once for equal items */
     size_t cache_bytes;
