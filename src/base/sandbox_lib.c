@@ -17,6 +17,8 @@
 /* What coroutine.create costs: the state it allocates, and steps it may take unseen. */
 #define COROUTINE_STEPS 300
 
+#define CALLS_AROUND_PCALL 500
+
 static int finish_pcall(lua_State *L, int status, lua_KContext context)
 {
     sandbox_check(L);
@@ -28,9 +30,19 @@ static int finish_pcall(lua_State *L, int status, lua_KContext context)
     return lua_gettop(L);
 }
 
+/* In a coroutine a caught error frees the C stack and keeps the Lua stack, so a row of pcalls can
+ * nest 100,000 deep; unwinding it takes time in the square of that, and no step. */
+static void check_depth(lua_State *L)
+{
+    lua_Debug frame;
+    if (lua_getstack(L, CALLS_AROUND_PCALL, &frame))
+        luaL_error(L, "pcall inside more than %d calls", CALLS_AROUND_PCALL);
+}
+
 static int base_pcall(lua_State *L)
 {
     luaL_checkany(L, 1);
+    check_depth(L);
     lua_pushboolean(L, 1);
     lua_insert(L, 1);
     return finish_pcall(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 0, 0, finish_pcall), 0);
@@ -52,6 +64,7 @@ static int finish_xpcall(lua_State *L, int status, lua_KContext context)
 static int base_xpcall(lua_State *L)
 {
     luaL_checktype(L, 2, LUA_TFUNCTION);
+    check_depth(L);
     lua_pushvalue(L, 1);
     lua_remove(L, 1); /* handler, arguments..., function */
     lua_insert(L, 2);
