@@ -1,0 +1,17 @@
+/* What tests of the pool need beyond pool.h. */
+#ifndef CS_MEDIA_DECODER_POOL_INTERNAL_H
+#define CS_MEDIA_DECODER_POOL_INTERNAL_H
+
+#include "media/decoder/pool.h"
+#include "media/decoder/protocol.h"
+
+#include <sys/types.h>
+
+/* Has a process of the kind attempt a probe: true when it succeeded. */
+bool cs_media_pool_probe(cs_media_pool *pool, cs_decoder_kind kind, cs_decoder_probe probe,
+                         GError **error);
+
+/* The process in place i of a kind, 0 if none runs. */
+pid_t cs_media_pool_process(cs_media_pool *pool, cs_decoder_kind kind, uint32_t i);
+
+#endif

@@ -1,0 +1,33 @@
+/* Resizing of 8-bit RGB pictures, bit for bit as Pillow's Image.resize with its bicubic filter.
+ *
+ * A horizontal and a vertical pass with the cubic kernel a = -0.5, stretched when shrinking
+ * (antialiasing); weights in 22-bit fixed point, a rounded 8-bit picture between the passes. Like
+ * Pillow 13, the vertical pass comes first where the height shrinks by over twice the pixels that
+ * the width does; earlier releases never do that, and differ there by a grey level in some samples.
+ *
+ * torchvision's resize of tensors, which the recipe uses for video frames, rounds once and not
+ * twice; it differs from this by one grey level in about one sample of eight.
+ *
+ * Portable code, and an AVX2 version of the same integer arithmetic chosen at run time.
+ */
+#ifndef CS_MEDIA_PREPROCESS_RESAMPLE_H
+#define CS_MEDIA_PREPROCESS_RESAMPLE_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct {
+    const uint8_t *rgb; /* [height][width][3], rows row_bytes apart */
+    uint32_t width, height;
+    size_t row_bytes;
+} cs_resample_source;
+
+/* out: [height][width][3], contiguous. CS_ERROR_BUSY when memory is short. Sizes are at least 1. */
+bool cs_resample_bicubic(const cs_resample_source *source, uint8_t *out, uint32_t width,
+                         uint32_t height, GError **error);
+
+/* For tests, before any other thread resizes: false confines it to the portable code. */
+void cs_resample_allow_simd(bool allow);
+
+#endif
