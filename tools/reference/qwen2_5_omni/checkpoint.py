@@ -40,7 +40,7 @@ def draw(name, parameter, generator):
         gain = 2.6  # keeps the best two logits apart
     elif "bigvgan" in name:
         # The waveform is clamped to +-1: small enough not to clip, large enough to be heard.
-        gain = 0.1 if "conv_post" in name else 0.45 if "resblocks" in name else 0.8
+        gain = 2.0 if "conv_post" in name else 0.45 if "resblocks" in name else 0.8
     elif "attn_norm.linear" in name or "norm_out.linear" in name:
         gain = 0.5  # scales and gates of the DiT stay near their useful range
     elif "code2wav_dit_model" in name:
@@ -48,7 +48,7 @@ def draw(name, parameter, generator):
     return normal(gain / math.sqrt(fan_in))
 
 
-def build(seed, user_token_id):
+def build(seed, speech_seed, user_token_id):
     cfg = Qwen2_5OmniConfig(**config.config_json(user_token_id))
     torch.manual_seed(seed)
     model = Qwen2_5OmniForConditionalGeneration(cfg).eval()
@@ -56,10 +56,24 @@ def build(seed, user_token_id):
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             parameter.copy_(draw(name, parameter, generator).to(torch.bfloat16).to(parameter.dtype))
-        # No code without an embedding in the vocoder is ever the best: a trained talker knows that too.
-        head = model.talker.codec_head.weight
-        head[config.CODEC_CODES :] *= 0.02
+        redraw_speech(model, speech_seed)
     return model
+
+
+def redraw_speech(model, seed):
+    """Talker and token2wav from a seed of their own: they can be drawn anew without touching the thinker."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if not name.startswith("thinker."):
+                parameter.copy_(draw(name, parameter, generator).to(torch.bfloat16).to(parameter.dtype))
+        # No code without an embedding in the vocoder is ever the best, but the end: a trained talker knows that too.
+        head = model.talker.codec_head.weight
+        end = head[config.CODEC_END].clone()
+        head[config.CODEC_CODES :] *= 0.02
+        head[config.CODEC_END] = end
+        # Log-mel values lie around -3, where the vocoder's decibels are not clamped.
+        model.token2wav.code2wav_dit_model.proj_out.bias -= 3.0
 
 
 def speakers(seed):
@@ -98,7 +112,7 @@ def write_shards(model, directory):
     tokenizer.write_json(directory / "model.safetensors.index.json", index)
 
 
-def write(directory, seed):
+def write(directory, seed, speech_seed):
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.iterdir():
         stale.unlink()
@@ -106,7 +120,7 @@ def write(directory, seed):
     tokenizer.write_json(directory / "config.json", config.config_json(user_token_id))
     tokenizer.write_json(directory / "preprocessor_config.json", config.PREPROCESSOR)
     tokenizer.write_json(directory / "generation_config.json", config.GENERATION)
-    write_shards(build(seed, user_token_id), directory)
+    write_shards(build(seed, speech_seed, user_token_id), directory)
     torch.save(speakers(seed), directory / "spk_dict.pt")
 
 

@@ -12,7 +12,7 @@ STEPS = 64
 MIN_GAP = 2e-3  # twice what any correct f32 implementation may need
 MIN_DISTINCT = 20
 MAX_BF16_ERROR = 1.6e-2
-CUT_BYTES = 6000  # a larger tensor is stored as evenly spaced rows
+CUT_BYTES = 5000  # a larger tensor is stored as evenly spaced rows
 # What lies inside a component, and the processors' output, is stored once a modality; boundaries always.
 INSIDE = ("patch_embed", "block0", "block1", "block2", "merger", "audio.layer0", "audio.layer2", "thinker.layer0")
 INSIDE_OF = ("req02", "req04", "req07")
@@ -160,6 +160,14 @@ def wanted(request, name):
     return request in SOUND_OF or not name.startswith(("audio.features", "audio.samples"))
 
 
+def cut(name, value, limit=CUT_BYTES):
+    if value.nbytes <= limit or value.ndim != 2 or value.shape[0] == 1:
+        return {name: np.ascontiguousarray(value)}
+    keep = max(2, limit // (value.nbytes // value.shape[0]))
+    rows = np.unique(np.linspace(0, value.shape[0] - 1, keep).round().astype(np.int32))
+    return {name: np.ascontiguousarray(value[rows]), f"{name}.rows": rows}
+
+
 def pack(request, tensors):
     """Integers as I32, floats as F32, pictures as U8; what is large is cut to rows listed in NAME.rows."""
     out = {}
@@ -167,7 +175,7 @@ def pack(request, tensors):
         if not wanted(request, name):
             continue
         if value.dtype.kind in "iu" and value.dtype != np.uint8:
-            out[name] = value.astype(np.int32)
+            out[name] = np.ascontiguousarray(value, np.int32)
             continue
         if name.endswith("pixel_values"):
             value = pixels_u8(value)
@@ -176,12 +184,7 @@ def pack(request, tensors):
             # The decoded sound: only resampled ones are kept, others are the file's own 16-bit steps.
             if np.array_equal(np.rint(value * 32768), value * 32768):
                 continue
-        if value.nbytes > CUT_BYTES and value.ndim == 2 and value.shape[0] > 1:
-            keep = max(2, CUT_BYTES // (value.nbytes // value.shape[0]))
-            rows = np.unique(np.linspace(0, value.shape[0] - 1, keep).round().astype(np.int32))
-            out[f"{name}.rows"] = rows
-            value = value[rows]
-        out[name] = np.ascontiguousarray(value)
+        out.update(cut(name, value))
     return out
 
 
