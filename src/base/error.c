@@ -15,6 +15,7 @@ static const struct {
     [CS_ERROR_CONFLICT] = {409, "conflict_error"},
     [CS_ERROR_TOO_LARGE] = {413, "invalid_request_error"},
     [CS_ERROR_UNSUPPORTED] = {400, "invalid_request_error"},
+    [CS_ERROR_OVER_CONTEXT] = {400, "invalid_request_error"},
     [CS_ERROR_FAILED] = {500, "server_error"},
     [CS_ERROR_BUSY] = {503, "overloaded_error"},
     [CS_ERROR_TIMEOUT] = {504, "timeout_error"},

@@ -21,6 +21,7 @@ typedef enum {
     CS_ERROR_CONFLICT,     /* 409: the object exists, or is in another state */
     CS_ERROR_TOO_LARGE,    /* 413: over a cap on bytes, pixels, frames, seconds or tokens */
     CS_ERROR_UNSUPPORTED,  /* 400: well formed, but a thing this program does not do */
+    CS_ERROR_OVER_CONTEXT, /* 400: more tokens than the model's context takes */
     /* This request failed; running it again, here or elsewhere, is safe. */
     CS_ERROR_FAILED,    /* 500 */
     CS_ERROR_BUSY,      /* 503: a queue or budget is full */
