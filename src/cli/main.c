@@ -7,6 +7,7 @@
 
 static const cs_cli_command commands[] = {
     {"graph", "show the components that a request uses", cs_cli_graph},
+    {"media-decoder", NULL, cs_cli_media_decoder},
     {"version", "show the version", cs_cli_version},
     {"help", "show this list, or the help of a subcommand", cs_cli_help},
 };

@@ -1,7 +1,7 @@
 /* Every accepted format decoded by the real sandboxed process, against what Pillow, librosa and
  * FFmpeg give (tools/reference/media_formats), and preprocessing against the family's processors
- * (tools/reference/qwen2_5_omni). CS_GOLDEN is the folder of golden files, CS_MEDIA_DECODER the
- * decoder program. */
+ * (tools/reference/qwen2_5_omni). CS_GOLDEN is the folder of golden files, CS_PROGRAM the
+ * program. */
 #include "base/json.h"
 #include "base/os.h"
 #include "media/decoder/pool.h"
@@ -411,7 +411,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_autoptr(GError) error = NULL;
-    const char *program[] = {g_getenv("CS_MEDIA_DECODER"), NULL};
+    const char *program[] = {g_getenv("CS_PROGRAM"), "media-decoder", NULL};
     cs_media_pool_options options = CS_MEDIA_POOL_OPTIONS_DEFAULT;
     options.program = program;
     pool = cs_media_pool_new(&options, &error);
