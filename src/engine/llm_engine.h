@@ -134,7 +134,7 @@ typedef struct {
 } cs_llm_request_options;
 
 /* Copies what it needs. Fails at once, with no sink call: CS_ERROR_INVALID (ids, positions, spans,
- * parameters), CS_ERROR_TOO_LARGE (over the context, or over the whole KV memory), CS_ERROR_BUSY
+ * parameters), CS_ERROR_OVER_CONTEXT, CS_ERROR_TOO_LARGE (over the whole KV memory), CS_ERROR_BUSY
  * (queue full), CS_ERROR_UNSUPPORTED (hidden states of an engine without), CS_ERROR_FAILED (no
  * memory). The handle is valid until cs_llm_request_release. */
 cs_llm_request *cs_llm_engine_submit(cs_llm_engine *engine, const cs_llm_request_options *options,

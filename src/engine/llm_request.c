@@ -110,7 +110,7 @@ static bool check_sizes(const cs_llm_engine *engine, const cs_llm_request_option
     if (options->max_tokens == 0)
         total = (uint64_t)options->n_tokens + MAX(options->n_generated, 1);
     if (total > engine->options.max_context_tokens)
-        return cs_fail(error, CS_ERROR_TOO_LARGE,
+        return cs_fail(error, CS_ERROR_OVER_CONTEXT,
                        "prompt of %u tokens and %" G_GUINT64_FORMAT
                        " of output, over the context of %u tokens",
                        options->n_tokens, total - options->n_tokens,

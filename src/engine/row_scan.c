@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#define LANES 16
+#define LANES 8
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
@@ -35,21 +35,27 @@ INLINE bool any_lane(mask m)
     return all != 0;
 }
 
+/* Independent chains that hide the latency of an operation. */
+#define CHAINS 4
+
 INLINE float scan_max(const float *x, size_t n, bool *has_nan)
 {
-    vec best[2] = {splat(-INFINITY), splat(-INFINITY)};
+    vec best[CHAINS];
     mask nan = {0};
     size_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        vec a = load(x + i), b = load(x + i + LANES);
-        best[0] = select_lanes(a > best[0], a, best[0]);
-        best[1] = select_lanes(b > best[1], b, best[1]);
-        nan |= (a != a) | (b != b);
+    for (int c = 0; c < CHAINS; c++)
+        best[c] = splat(-INFINITY);
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES) {
+        for (int c = 0; c < CHAINS; c++) {
+            vec v = load(x + i + c * LANES);
+            best[c] = select_lanes(v > best[c], v, best[c]);
+            nan |= v != v;
+        }
     }
-    best[0] = select_lanes(best[1] > best[0], best[1], best[0]);
     float max = -INFINITY;
-    for (int lane = 0; lane < LANES; lane++)
-        max = best[0][lane] > max ? best[0][lane] : max;
+    for (int c = 0; c < CHAINS; c++)
+        for (int lane = 0; lane < LANES; lane++)
+            max = best[c][lane] > max ? best[c][lane] : max;
     *has_nan = any_lane(nan);
     for (; i < n; i++) {
         max = x[i] > max ? x[i] : max;
@@ -63,8 +69,9 @@ INLINE size_t scan_next_run(const float *x, size_t n, size_t from, float thresho
     vec limit = splat(threshold);
     size_t i = from;
     for (; i + CS_ROW_RUN <= n; i += CS_ROW_RUN) {
-        mask hit = (load(x + i) >= limit) | (load(x + i + LANES) >= limit) |
-                   (load(x + i + 2 * LANES) >= limit) | (load(x + i + 3 * LANES) >= limit);
+        mask hit = {0};
+        for (int c = 0; c < CS_ROW_RUN / LANES; c++)
+            hit |= load(x + i + c * LANES) >= limit;
         if (any_lane(hit))
             return i;
     }
@@ -112,26 +119,32 @@ INLINE double sum_lanes(vec v)
     return sum;
 }
 
+INLINE void weigh(const float *x, size_t n, float max, float scale, float *weights, vec *sum)
+{
+    vec v = splat(-INFINITY);
+    memcpy(&v, x, n * sizeof(float));
+    vec w = exp_vec((v - max) * scale);
+    if (weights)
+        memcpy(weights, &w, n * sizeof(float));
+    *sum += w;
+}
+
 /* Sums in f32 lanes inside a chunk and in f64 over chunks: relative error below 1e-6 at any n. */
 INLINE double chunk_weights(const float *x, size_t n, float max, float scale, float *weights)
 {
-    vec sum = {0};
+    vec sum[CHAINS] = {{0}};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        vec w = exp_vec((load(x + i) - max) * scale);
-        if (weights)
-            memcpy(weights + i, &w, sizeof w);
-        sum += w;
-    }
-    if (i < n) {
-        vec tail = splat(-INFINITY);
-        memcpy(&tail, x + i, (n - i) * sizeof(float));
-        vec w = exp_vec((tail - max) * scale);
-        if (weights)
-            memcpy(weights + i, &w, (n - i) * sizeof(float));
-        sum += w;
-    }
-    return sum_lanes(sum);
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
+        for (int c = 0; c < CHAINS; c++)
+            weigh(x + i + c * LANES, LANES, max, scale, weights ? weights + i + c * LANES : NULL,
+                  &sum[c]);
+    for (; i < n; i += LANES)
+        weigh(x + i, n - i < LANES ? n - i : LANES, max, scale, weights ? weights + i : NULL,
+              &sum[0]);
+    double total = 0;
+    for (int c = 0; c < CHAINS; c++)
+        total += sum_lanes(sum[c]);
+    return total;
 }
 
 INLINE double scan_weights(const float *x, size_t n, float max, float scale, float *weights,

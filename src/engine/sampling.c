@@ -169,14 +169,18 @@ double cs_sampling_uniform(uint64_t seed, uint32_t choice, uint32_t index)
 
 /* ---- The sampler ---- */
 
+/* Of weights up to 1. */
+#define N_BUCKETS ((0x3F800000u >> 17) + 1)
+
 struct cs_sampler {
     const cs_row_scan *scan;
     uint32_t vocab_size;
-    double *chunk_sums; /* [ceil(vocab_size / CS_ROW_CHUNK)] */
-    float *weights;     /* [vocab_size] of all tokens, or of the candidates */
-    float *scratch;     /* [vocab_size] permuted by selection */
-    float *adjusted;    /* [vocab_size] logits after bias and penalties */
-    int32_t *ids;       /* [vocab_size] candidates, ascending */
+    double *bucket_mass; /* [N_BUCKETS] */
+    double *chunk_sums;  /* [ceil(vocab_size / CS_ROW_CHUNK)] */
+    float *weights;      /* [vocab_size] of all tokens, or of the candidates */
+    float *scratch;      /* [vocab_size] permuted by selection */
+    float *adjusted;     /* [vocab_size] logits after bias and penalties */
+    int32_t *ids;        /* [vocab_size] candidates, ascending */
     uint32_t n_candidates;
 };
 
@@ -187,13 +191,14 @@ cs_sampler *cs_sampler_new(uint32_t vocab_size)
         return NULL;
     sampler->scan = cs_row_scan_best();
     sampler->vocab_size = vocab_size;
+    sampler->bucket_mass = g_try_new(double, N_BUCKETS);
     sampler->chunk_sums = g_try_new(double, vocab_size / CS_ROW_CHUNK + 1);
     sampler->weights = g_try_new(float, vocab_size);
     sampler->scratch = g_try_new(float, vocab_size);
     sampler->adjusted = g_try_new(float, vocab_size);
     sampler->ids = g_try_new(int32_t, vocab_size);
-    if (!sampler->chunk_sums || !sampler->weights || !sampler->scratch || !sampler->adjusted ||
-        !sampler->ids) {
+    if (!sampler->bucket_mass || !sampler->chunk_sums || !sampler->weights || !sampler->scratch ||
+        !sampler->adjusted || !sampler->ids) {
         cs_sampler_free(sampler);
         return NULL;
     }
@@ -204,6 +209,7 @@ void cs_sampler_free(cs_sampler *sampler)
 {
     if (!sampler)
         return;
+    g_free(sampler->bucket_mass);
     g_free(sampler->chunk_sums);
     g_free(sampler->weights);
     g_free(sampler->scratch);
@@ -448,14 +454,44 @@ static void apply_min_p(cs_sampler *sampler, float min_p)
         keep_selected(sampler, (selection){min_p, sampler->n_candidates});
 }
 
+/* The bucket of a weight in (0, 1]: its exponent and six bits of its mantissa, so that a higher
+ * bucket holds greater weights. */
+static inline uint32_t bucket_of(float weight)
+{
+    uint32_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    return bits >> 17;
+}
+
+/* The candidates of largest weight that together reach `mass`: by the mass of buckets to the one
+ * where it is reached, and only through that by selection. */
+static selection select_nucleus(cs_sampler *sampler, double mass)
+{
+    const float *weights = sampler->weights;
+    double *buckets = sampler->bucket_mass;
+    memset(buckets, 0, N_BUCKETS * sizeof *buckets);
+    for (uint32_t i = 0; i < sampler->n_candidates; i++)
+        buckets[bucket_of(weights[i])] += weights[i];
+    uint32_t bucket = N_BUCKETS, lowest = 0;
+    double above = 0;
+    while (bucket-- > 0 && above < mass) {
+        if (buckets[bucket] == 0)
+            continue;
+        lowest = bucket;
+        above += buckets[bucket];
+    }
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < sampler->n_candidates; i++)
+        if (bucket_of(weights[i]) == lowest)
+            sampler->scratch[n++] = weights[i];
+    return select_largest(sampler->scratch, n, mass - (above - buckets[lowest]), true);
+}
+
 static int32_t draw_truncated(cs_sampler *sampler, const cs_sampling_params *params, double total,
                               double uniform)
 {
-    if (params->top_p < 1) {
-        memcpy(sampler->scratch, sampler->weights, sampler->n_candidates * sizeof(float));
-        keep_selected(sampler, select_largest(sampler->scratch, sampler->n_candidates,
-                                              (double)params->top_p * total, true));
-    }
+    if (params->top_p < 1)
+        keep_selected(sampler, select_nucleus(sampler, (double)params->top_p * total));
     apply_min_p(sampler, params->min_p);
     return draw_candidate(sampler, uniform);
 }
