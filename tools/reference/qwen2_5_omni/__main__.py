@@ -9,9 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from . import checkpoint, config, media, sizes, speech, texts, thinker  # noqa: E402
+from . import checkpoint, config, media, mutate, sizes, speech, texts, thinker  # noqa: E402
 
-PARTS = ("media", "checkpoint", "thinker", "speech", "texts", "sizes")
+PARTS = ("media", "checkpoint", "thinker", "speech", "texts", "sizes", "mutations")
 
 
 def main():
@@ -50,6 +50,8 @@ def main():
         texts.write(arguments.out, model)
     if "sizes" in parts:
         sizes.write(arguments.out, arguments.out / "media")
+    if "mutations" in parts:
+        mutate.write(arguments.out, model, arguments.out / "media")
     print(seeds)
 
 

@@ -99,14 +99,20 @@ def audio_lengths():
     return out
 
 
+def gated(samples):
+    """Sound, digital silence, and sound again up to the last sample."""
+    return np.concatenate([samples[3000:3700], np.zeros(900, np.float32), samples[5000:5555]])
+
+
 def mel(media_directory):
-    """With the published 128 bins and 300 s of padding; what a short, a silent and a clipped sound give."""
+    """With the published 128 bins and 300 s of padding; what a short, a gated, a silent and a clipped sound give."""
     fields = {**config.PREPROCESSOR, "feature_size": 128, "chunk_length": 300}
     extractor = WhisperFeatureExtractor(**fields)
     bell = preprocess.sound(media_directory / "bell.flac")
     sounds = {
         "bell": bell,
         "short": bell[4000:4173],
+        "gated": gated(bell),
         "silent": np.zeros(1000, np.float32),
         "clipped": np.clip(bell[:1600] * 40, -1, 1),
     }
@@ -115,7 +121,7 @@ def mel(media_directory):
         batch = extractor(samples, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="np")
         features = batch["input_features"][0].T[: int(batch["attention_mask"].sum())].astype(np.float32)
         out[f"mel128.{name}.samples"] = samples[:1] if name == "bell" else samples
-        rows = np.unique(np.linspace(0, len(features) - 1, 9).round().astype(np.int32))
+        rows = np.unique(np.linspace(0, len(features) - 1, 7).round().astype(np.int32))
         out[f"mel128.{name}"], out[f"mel128.{name}.rows"] = np.ascontiguousarray(features[rows]), rows
         out[f"mel128.{name}.frames"] = np.array([len(features)], np.int32)
     del out["mel128.bell.samples"]  # of media/bell.flac
