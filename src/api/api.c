@@ -1,0 +1,369 @@
+#include "api/api_internal.h"
+#include "api/output.h"
+#include "base/os.h"
+
+#include <netdb.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define N_FETCHERS 8
+#define MAX_TOKENIZE_BYTES (16u << 20)
+
+/* ---- small routes ---- */
+
+static void respond_json(cs_exchange *x, GString *out)
+{
+    cs_exchange_respond(x, 200, "application/json", g_string_free_to_bytes(out));
+}
+
+static void append_model(const cs_api *api, GString *out)
+{
+    const char *id = cs_pipeline_model_id(api->pipeline);
+    g_string_append(out, "{\"id\":");
+    cs_output_string(out, id, strlen(id));
+    g_string_append_printf(out,
+                           ",\"object\":\"model\",\"created\":%" G_GINT64_FORMAT
+                           ",\"owned_by\":\"cornserve\",\"max_model_len\":%u,"
+                           "\"modalities\":[\"text\"%s%s%s]}",
+                           api->started_s, cs_pipeline_max_context_tokens(api->pipeline),
+                           cs_pipeline_takes(api->pipeline, CS_MODALITY_IMAGE) ? ",\"image\"" : "",
+                           cs_pipeline_takes(api->pipeline, CS_MODALITY_VIDEO) ? ",\"video\"" : "",
+                           cs_pipeline_takes(api->pipeline, CS_MODALITY_AUDIO) ? ",\"audio\"" : "");
+}
+
+static void handle_models(void *user, cs_exchange *x)
+{
+    GString *out = g_string_new("{\"object\":\"list\",\"data\":[");
+    append_model(user, out);
+    g_string_append(out, "]}");
+    respond_json(x, out);
+}
+
+static void handle_model(void *user, cs_exchange *x)
+{
+    cs_fault fault = {0};
+    if (!cs_api_check_model(user, cs_exchange_tail(x), &fault)) {
+        cs_api_fail(x, &fault);
+        cs_fault_clear(&fault);
+        return;
+    }
+    GString *out = g_string_new(NULL);
+    append_model(user, out);
+    respond_json(x, out);
+}
+
+static void handle_health(void *user, cs_exchange *x)
+{
+    cs_api *api = user;
+    if (g_atomic_int_get(&api->draining)) {
+        g_autoptr(GError) error = NULL;
+        cs_fail(&error, CS_ERROR_BUSY, "the server is shutting down");
+        cs_exchange_fail(x, error, NULL, NULL);
+        return;
+    }
+    respond_json(x, g_string_new("{\"status\":\"ok\"}"));
+}
+
+static void handle_version(void *user, cs_exchange *x)
+{
+    respond_json(x, g_string_new("{\"version\":\"" CS_VERSION "\"}"));
+}
+
+static void handle_page(void *user, cs_exchange *x)
+{
+    cs_exchange_header(x, "Content-Security-Policy",
+                       "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                       "connect-src 'self'");
+    cs_exchange_respond(x, 200, "text/html; charset=utf-8",
+                        g_bytes_new_static(cs_api_page_html, strlen(cs_api_page_html)));
+}
+
+/* ---- metrics ---- */
+
+static void print_pipeline(const cs_pipeline_stats *s, GString *out)
+{
+    const struct {
+        const char *name, *type, *help;
+        double value;
+    } rows[] = {
+        {"cornserve_requests_running", "gauge", "Sequences that are generating.", s->running},
+        {"cornserve_requests_waiting", "gauge",
+         "Requests that wait for media, encoders or KV memory.", s->waiting},
+        {"cornserve_kv_blocks_used", "gauge", "KV blocks held by sequences.", s->kv_blocks_used},
+        {"cornserve_kv_blocks_total", "gauge", "KV blocks there are.", s->kv_blocks_total},
+        {"cornserve_prompt_tokens_total", "counter", "Tokens of prompts.",
+         (double)s->prompt_tokens},
+        {"cornserve_cached_tokens_total", "counter", "Tokens of prompts found in the prefix cache.",
+         (double)s->cached_tokens},
+        {"cornserve_completion_tokens_total", "counter", "Tokens generated.",
+         (double)s->completion_tokens},
+        {"cornserve_requests_started_total", "counter", "Prompts accepted.",
+         (double)s->requests_started},
+        {"cornserve_requests_finished_total", "counter", "Prompts answered.",
+         (double)s->requests_finished},
+        {"cornserve_requests_failed_total", "counter", "Prompts that ended with an error.",
+         (double)s->requests_failed},
+        {"cornserve_requests_cancelled_total", "counter", "Prompts whose client left.",
+         (double)s->requests_cancelled},
+        {"cornserve_preemptions_total", "counter", "Sequences set back for want of KV memory.",
+         (double)s->preemptions},
+        {"cornserve_encoder_images_total", "counter", "Images encoded.",
+         (double)s->encoder_items[CS_MODALITY_IMAGE]},
+        {"cornserve_encoder_videos_total", "counter", "Videos encoded.",
+         (double)s->encoder_items[CS_MODALITY_VIDEO]},
+        {"cornserve_encoder_sounds_total", "counter", "Sounds encoded.",
+         (double)s->encoder_items[CS_MODALITY_AUDIO]},
+        {"process_resident_memory_bytes", "gauge", "Resident memory of the server process.",
+         (double)cs_process_resident_bytes()},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(rows); i++)
+        cs_metrics_print_value(out, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+}
+
+static void handle_metrics(void *user, cs_exchange *x)
+{
+    cs_api *api = user;
+    GString *out = g_string_sized_new(8192);
+    cs_pipeline_stats stats = {0};
+    cs_pipeline_stats_get(api->pipeline, &stats);
+    cs_metrics_print(api->metrics, out);
+    print_pipeline(&stats, out);
+    cs_exchange_respond(x, 200, "text/plain; version=0.0.4; charset=utf-8",
+                        g_string_free_to_bytes(out));
+}
+
+/* ---- tokens ---- */
+
+/* The members of vLLM's routes of these names. */
+static bool only_members(json_t *object, const char *const *names, cs_fault *fault)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach (object, key, value) {
+        g_autofree char *shown = g_strdup_printf("%.60s", key);
+        if (!g_strv_contains(names, key))
+            return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, shown,
+                                "there is no such parameter here");
+    }
+    json_t *model = json_object_get(object, "model");
+    if (model && !json_is_null(model) && !json_is_string(model))
+        return cs_fault_expected(fault, "model", "the model's id", model);
+    return true;
+}
+
+static bool tokenize(cs_api *api, const cs_body *body, GArray *ids, cs_fault *fault)
+{
+    static const char *const names[] = {"model", "prompt", NULL};
+    if (!only_members(body->root, names, fault) ||
+        !cs_api_check_model(api, json_string_value(json_object_get(body->root, "model")), fault))
+        return false;
+    json_t *prompt = json_object_get(body->root, "prompt");
+    if (!json_is_string(prompt))
+        return cs_fault_expected(fault, "prompt", "a string", prompt);
+    size_t n;
+    const char *text = cs_body_string(body, prompt, &n);
+    if (n > MAX_TOKENIZE_BYTES)
+        return cs_fault_set(fault, CS_ERROR_TOO_LARGE, "prompt",
+                            "expected at most %u bytes, found %zu", MAX_TOKENIZE_BYTES, n);
+    return cs_pipeline_tokenize(api->pipeline, text, n, ids, &fault->error);
+}
+
+static bool detokenize(cs_api *api, const cs_body *body, GString *out, cs_fault *fault)
+{
+    static const char *const names[] = {"model", "tokens", NULL};
+    if (!only_members(body->root, names, fault) ||
+        !cs_api_check_model(api, json_string_value(json_object_get(body->root, "model")), fault))
+        return false;
+    json_t *tokens = json_object_get(body->root, "tokens");
+    if (!json_is_array(tokens))
+        return cs_fault_expected(fault, "tokens", "an array of token ids", tokens);
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
+    size_t i;
+    json_t *item;
+    json_array_foreach (tokens, i, item) {
+        int32_t id = (int32_t)json_integer_value(item);
+        if (!json_is_integer(item) || json_integer_value(item) < 0 ||
+            json_integer_value(item) >= cs_pipeline_vocab_size(api->pipeline)) {
+            g_autofree char *path = g_strdup_printf("tokens[%zu]", i);
+            return cs_fault_expected(fault, path, "a token id of the model", item);
+        }
+        g_array_append_val(ids, id);
+    }
+    g_autofree char *text =
+        cs_pipeline_detokenize(api->pipeline, (const int32_t *)ids->data, ids->len);
+    cs_output_string(out, text, strlen(text));
+    return true;
+}
+
+static void append_ids(const cs_api *api, const GArray *ids, GString *out)
+{
+    g_string_append_printf(out, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", ids->len,
+                           cs_pipeline_max_context_tokens(api->pipeline));
+    for (guint i = 0; i < ids->len; i++)
+        g_string_append_printf(out, "%s%d", i ? "," : "", g_array_index(ids, int32_t, i));
+    g_string_append(out, "]}");
+}
+
+static void handle_tokens(cs_api *api, cs_exchange *x, bool to_ids)
+{
+    cs_fault fault = {0};
+    cs_body body;
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
+    GString *out = g_string_new(to_ids ? "" : "{\"prompt\":");
+    bool ok = cs_body_parse(&body, cs_exchange_body(x), &fault.error);
+    if (ok) {
+        ok = to_ids ? tokenize(api, &body, ids, &fault) : detokenize(api, &body, out, &fault);
+        cs_body_clear(&body);
+    }
+    if (!ok) {
+        g_string_free(out, TRUE);
+        cs_api_fail(x, &fault);
+        cs_fault_clear(&fault);
+        return;
+    }
+    if (to_ids)
+        append_ids(api, ids, out);
+    else
+        g_string_append_c(out, '}');
+    respond_json(x, out);
+}
+
+static void handle_tokenize(void *user, cs_exchange *x)
+{
+    handle_tokens(user, x, true);
+}
+
+static void handle_detokenize(void *user, cs_exchange *x)
+{
+    handle_tokens(user, x, false);
+}
+
+static void handle_chat(void *user, cs_exchange *x)
+{
+    cs_api_generate(user, x, CS_ENDPOINT_CHAT);
+}
+
+static void handle_completion(void *user, cs_exchange *x)
+{
+    cs_api_generate(user, x, CS_ENDPOINT_COMPLETION);
+}
+
+static const cs_route routes[] = {
+    {"POST", "/v1/chat/completions", false, handle_chat},
+    {"POST", "/v1/completions", false, handle_completion},
+    {"GET", "/v1/models", false, handle_models},
+    {"GET", "/v1/models/*", false, handle_model},
+    {"POST", "/tokenize", false, handle_tokenize},
+    {"POST", "/detokenize", false, handle_detokenize},
+    {"GET", "/metrics", false, handle_metrics},
+    {"GET", "/version", false, handle_version},
+    {"GET", "/health", true,
+     handle_health},                 /* for whoever restarts or balances: no secrets in it */
+    {"GET", "/", true, handle_page}, /* the same text for everybody */
+};
+
+/* ---- life ---- */
+
+static bool host_is_loopback(const char *host)
+{
+    struct addrinfo *addresses = NULL;
+    bool loopback =
+        getaddrinfo(host, NULL, &(struct addrinfo){.ai_socktype = SOCK_STREAM}, &addresses) == 0;
+    for (struct addrinfo *a = addresses; a && loopback; a = a->ai_next) {
+        char name[64] = "";
+        getnameinfo(a->ai_addr, a->ai_addrlen, name, sizeof(name), NULL, 0, NI_NUMERICHOST);
+        loopback = g_str_has_prefix(name, "127.") || strcmp(name, "::1") == 0;
+    }
+    if (addresses)
+        freeaddrinfo(addresses);
+    return loopback;
+}
+
+static bool check_options(const cs_api_options *o, GError **error)
+{
+    const char *host = o->host ? o->host : "127.0.0.1";
+    for (char **key = o->api_keys; key && *key; key++)
+        if (!**key)
+            return cs_fail(error, CS_ERROR_INVALID, "an API key is empty");
+    bool has_key = o->api_keys && o->api_keys[0];
+    if (has_key || o->allow_public_without_key || host_is_loopback(host))
+        return true;
+    return cs_fail(error, CS_ERROR_FORBIDDEN,
+                   "%s can be reached from other machines and no API key is set, so anybody could "
+                   "use this server; set a key, or "
+                   "allow it with --allow-public-without-key",
+                   host);
+}
+
+cs_api *cs_api_new(cs_pipeline *pipeline, const cs_api_options *o, GError **error)
+{
+    if (!check_options(o, error))
+        return NULL;
+    cs_api *api = g_new0(cs_api, 1);
+    api->pipeline = pipeline;
+    api->metrics = cs_metrics_new();
+    api->media_dir = g_strdup(o->media_dir);
+    api->started_s = g_get_real_time() / G_USEC_PER_SEC;
+    api->jobs = g_hash_table_new(NULL, NULL);
+    g_mutex_init(&api->lock);
+    g_cond_init(&api->no_jobs);
+    api->policy = (cs_media_policy){o->allow_remote_media, api->media_dir,
+                                    o->max_medium_bytes ? o->max_medium_bytes : 256u << 20};
+    if (o->allow_remote_media)
+        api->fetchers = g_thread_pool_new(cs_api_generate_fetch, NULL, N_FETCHERS, FALSE, NULL);
+    api->http = cs_http_new(
+        &(cs_http_options){
+            .host = o->host ? o->host : "127.0.0.1",
+            .port = o->port,
+            .n_threads = o->n_threads ? o->n_threads : 4,
+            .max_connections = o->max_connections ? o->max_connections : 4096,
+            .max_body_bytes = o->max_body_bytes ? o->max_body_bytes : 128u << 20,
+            .max_buffered_bytes = o->max_buffered_bytes ? o->max_buffered_bytes : 1024u << 20,
+            .head_timeout_ms = o->head_timeout_ms ? o->head_timeout_ms : 10000,
+            .body_timeout_ms = o->body_timeout_ms ? o->body_timeout_ms : 120000,
+            .idle_timeout_s = o->idle_timeout_s ? o->idle_timeout_s : 60,
+            .api_keys = o->api_keys,
+            .routes = routes,
+            .n_routes = G_N_ELEMENTS(routes),
+            .metrics = api->metrics,
+            .user = api,
+        },
+        error);
+    if (!api->http)
+        g_clear_pointer(&api, cs_api_free);
+    return api;
+}
+
+uint16_t cs_api_port(const cs_api *api)
+{
+    return cs_http_port(api->http);
+}
+
+void cs_api_drain(cs_api *api, int64_t timeout_us)
+{
+    g_atomic_int_set(&api->draining, 1);
+    cs_http_quiesce(api->http);
+    if (cs_http_wait_idle(api->http, timeout_us))
+        return;
+    cs_api_generate_end_all(api);
+    cs_http_wait_idle(api->http, G_USEC_PER_SEC / 2); /* for the error events to be sent */
+}
+
+void cs_api_free(cs_api *api)
+{
+    if (!api)
+        return;
+    cs_http_free(api->http);
+    if (api->fetchers)
+        g_thread_pool_free(api->fetchers, FALSE, TRUE);
+    g_mutex_lock(&api->lock);
+    while (api->n_jobs > 0)
+        g_cond_wait(&api->no_jobs, &api->lock);
+    g_mutex_unlock(&api->lock);
+    g_hash_table_unref(api->jobs);
+    g_mutex_clear(&api->lock);
+    g_cond_clear(&api->no_jobs);
+    cs_metrics_free(api->metrics);
+    g_free(api->media_dir);
+    g_free(api);
+}

@@ -1,0 +1,41 @@
+/* What the files of the API share. */
+#ifndef CS_API_API_INTERNAL_H
+#define CS_API_API_INTERNAL_H
+
+#include "api/api.h"
+#include "api/content.h"
+#include "api/http.h"
+#include "api/metrics.h"
+
+struct cs_api {
+    cs_pipeline *pipeline;
+    cs_http *http;
+    cs_metrics *metrics;
+    cs_media_policy policy;
+    char *media_dir;
+    GThreadPool *fetchers; /* of remote media; NULL when not allowed */
+    int64_t started_s;
+
+    GMutex lock;
+    GCond no_jobs;
+    GHashTable *jobs; /* set of generation requests that run */
+    guint n_jobs;     /* and those that are being freed: they use the API */
+    gint draining;    /* atomic */
+};
+
+/* generate.c: both generation endpoints. */
+void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint);
+/* Ends all jobs with an error; their clients are told. */
+void cs_api_generate_end_all(cs_api *api);
+/* The body of a job for the fetchers' pool. */
+void cs_api_generate_fetch(gpointer job, gpointer api);
+
+/* Responds with the fault. */
+void cs_api_fail(cs_exchange *x, const cs_fault *fault);
+/* False, and a fault, when the model named is not the one served. */
+bool cs_api_check_model(const cs_api *api, const char *model, cs_fault *fault);
+
+/* page.c */
+extern const char cs_api_page_html[];
+
+#endif

@@ -1,0 +1,556 @@
+/* A generation request: from the parsed body to the last event.
+ *
+ *   read -> (fetch remote media, on the fetchers' threads) -> submit -> on_start -> pieces ->
+ * on_done
+ *
+ * A job is shared between the connection's thread (which reads the body and writes the answer) and
+ * the pipeline's threads (which add to the answers). Everything they share is under job->lock; the
+ * pipeline and the exchange are never called with it held. The exchange holds one reference until
+ * it is closed; each submitted prompt holds one until its on_done.
+ */
+#include "api/api_internal.h"
+#include "api/output.h"
+#include "api/remote.h"
+#include "base/os.h"
+
+#include <string.h>
+
+/* Text and log-probabilities that wait for a slow client; past it the request is ended. */
+#define MAX_WAITING_BYTES (32u << 20)
+#define MAX_ANSWERS 256
+#define FETCH_TIMEOUT_MS 30000
+
+typedef struct job job;
+
+/* One prompt of the request. */
+typedef struct {
+    job *job;
+    uint32_t first_answer;
+    cs_pipeline_request *handle; /* under job->lock */
+} part;
+
+struct job {
+    gint refs;
+    cs_api *api;
+    cs_exchange *x;
+    cs_output output;
+    cs_params params;
+    cs_content content;
+    cs_sampling sampling;
+    bool role_told; /* connection's thread */
+    int64_t received_us;
+
+    uint32_t n_parts, n_answers;
+    part *parts;
+
+    GMutex lock; /* what follows */
+    cs_answer *answers;
+    int64_t *last_token_us; /* [n_answers], for inter-token times */
+    bool *finish_told;
+    size_t waiting_bytes;
+    uint32_t n_started, n_done;
+    int64_t first_token_us;
+    cs_usage usage;
+    GError *error;  /* the first; ends the request */
+    cs_fault fault; /* names the field, when the error is about one */
+    bool cancelled; /* handles that come later are cancelled at once */
+};
+
+static job *job_ref(job *j)
+{
+    g_atomic_int_inc(&j->refs);
+    return j;
+}
+
+static void job_unref(job *j)
+{
+    cs_api *api = j->api;
+    g_mutex_lock(&api->lock); /* nobody finds a job in the set that is on its way out */
+    bool last = g_atomic_int_dec_and_test(&j->refs);
+    if (last)
+        g_hash_table_remove(api->jobs, j);
+    g_mutex_unlock(&api->lock);
+    if (!last)
+        return;
+    for (uint32_t i = 0; i < j->n_parts; i++)
+        if (j->parts[i].handle)
+            cs_pipeline_release(j->parts[i].handle);
+    for (uint32_t i = 0; j->answers && i < j->n_answers; i++)
+        cs_answer_clear(&j->answers[i]);
+    cs_params_clear(&j->params);
+    cs_content_clear(&j->content);
+    cs_fault_clear(&j->fault);
+    g_clear_error(&j->error);
+    g_free(j->answers);
+    g_free(j->last_token_us);
+    g_free(j->finish_told);
+    g_free(j->parts);
+    g_mutex_clear(&j->lock);
+    cs_exchange_unref(j->x);
+    g_free(j);
+    g_mutex_lock(&api->lock);
+    if (--api->n_jobs == 0)
+        g_cond_broadcast(&api->no_jobs);
+    g_mutex_unlock(&api->lock);
+}
+
+/* ---- ending ---- */
+
+/* Cancels every prompt that was submitted, now and later. */
+static void job_cancel(job *j)
+{
+    g_autoptr(GPtrArray) handles = g_ptr_array_new();
+    g_mutex_lock(&j->lock);
+    j->cancelled = true;
+    for (uint32_t i = 0; i < j->n_parts; i++)
+        if (j->parts[i].handle)
+            g_ptr_array_add(handles, j->parts[i].handle);
+    g_mutex_unlock(&j->lock);
+    for (guint i = 0; i < handles->len; i++)
+        cs_pipeline_cancel(g_ptr_array_index(handles, i));
+}
+
+/* Keeps the first error and ends the rest of the request. */
+static void job_fail(job *j, const GError *error)
+{
+    g_mutex_lock(&j->lock);
+    if (!j->error)
+        j->error = g_error_copy(error);
+    g_mutex_unlock(&j->lock);
+    job_cancel(j);
+    cs_exchange_wake(j->x);
+}
+
+static void job_fail_with(job *j, cs_error_code code, const char *sentence)
+{
+    g_autoptr(GError) error = g_error_new_literal(CS_ERROR, (int)code, sentence);
+    job_fail(j, error);
+}
+
+/* ---- the pipeline's side ---- */
+
+static void on_start(void *user, uint32_t prompt_tokens)
+{
+    part *p = user;
+    g_mutex_lock(&p->job->lock);
+    p->job->n_started++;
+    bool all = p->job->n_started == p->job->n_parts;
+    g_mutex_unlock(&p->job->lock);
+    if (all)
+        cs_exchange_wake(p->job->x);
+}
+
+/* With the lock held: first token and inter-token times. */
+static void observe_tokens(job *j, uint32_t answer, uint32_t n_tokens)
+{
+    int64_t now_us = cs_now_us();
+    int64_t last_us = j->last_token_us[answer];
+    if (!j->first_token_us) {
+        j->first_token_us = now_us;
+        cs_metrics_observe(j->api->metrics, CS_METRIC_TTFT,
+                           (double)(now_us - j->received_us) * 1e-6, 1);
+    }
+    if (last_us)
+        cs_metrics_observe(j->api->metrics, CS_METRIC_ITL,
+                           (double)(now_us - last_us) * 1e-6 / n_tokens, n_tokens);
+    j->last_token_us[answer] = now_us;
+}
+
+static void on_piece(void *user, const cs_piece *piece)
+{
+    part *p = user;
+    job *j = p->job;
+    uint32_t index = p->first_answer + piece->choice;
+    g_mutex_lock(&j->lock);
+    cs_answer *answer = &j->answers[index];
+    g_string_append_len(answer->text, piece->text, (gssize)piece->text_bytes);
+    j->waiting_bytes += piece->text_bytes;
+    if (piece->logprobs) {
+        guint n_top = piece->n_tokens * (guint)MAX(j->output.n_logprobs, 0);
+        g_array_append_vals(answer->token_ids, piece->token_ids, piece->n_tokens);
+        g_array_append_vals(answer->logprobs, piece->logprobs, piece->n_tokens);
+        if (piece->top)
+            g_array_append_vals(answer->top, piece->top, n_top);
+        j->waiting_bytes += piece->n_tokens * 8 + n_top * sizeof(cs_token_logprob);
+    }
+    if (piece->n_tokens > 0)
+        observe_tokens(j, index, piece->n_tokens);
+    bool too_slow = j->params.stream && j->waiting_bytes > MAX_WAITING_BYTES;
+    g_mutex_unlock(&j->lock);
+    if (too_slow)
+        job_fail_with(j, CS_ERROR_TIMEOUT, "the answer was not read fast enough");
+    else if (j->params.stream)
+        cs_exchange_wake(j->x);
+}
+
+static void on_finish(void *user, uint32_t choice, cs_finish_reason reason)
+{
+    part *p = user;
+    g_mutex_lock(&p->job->lock);
+    cs_answer *answer = &p->job->answers[p->first_answer + choice];
+    answer->finished = true;
+    answer->reason = reason;
+    g_mutex_unlock(&p->job->lock);
+}
+
+static void on_done(void *user, const cs_usage *usage, const GError *error)
+{
+    part *p = user;
+    job *j = p->job;
+    g_mutex_lock(&j->lock);
+    j->n_done++;
+    if (error && !j->error)
+        j->error = g_error_copy(error);
+    if (usage) {
+        j->usage.prompt_tokens += usage->prompt_tokens;
+        j->usage.cached_tokens += usage->cached_tokens;
+        j->usage.completion_tokens += usage->completion_tokens;
+        for (int m = 0; m < CS_N_MODALITIES; m++)
+            j->usage.modality_tokens[m] += usage->modality_tokens[m];
+    }
+    bool complete = j->n_done == j->n_parts && !j->error;
+    g_mutex_unlock(&j->lock);
+    if (complete)
+        cs_metrics_observe(j->api->metrics, CS_METRIC_E2E,
+                           (double)(cs_now_us() - j->received_us) * 1e-6, 1);
+    if (error && j->n_parts > 1)
+        job_cancel(j);
+    cs_exchange_wake(j->x);
+    job_unref(j);
+}
+
+static const cs_sink sink = {on_start, on_piece, on_finish, on_done};
+
+/* ---- submission ---- */
+
+static void fill_request(job *j, uint32_t i, cs_request *request, cs_request_medium *media)
+{
+    *request = (cs_request){
+        .sampling = j->sampling, .n_choices = (uint32_t)j->params.n, .echo = j->params.echo};
+    if (j->output.endpoint == CS_ENDPOINT_COMPLETION) {
+        if (j->content.prompts) {
+            request->prompt = g_ptr_array_index(j->content.prompts, i);
+        } else {
+            GArray *ids = g_ptr_array_index(j->content.prompt_ids, i);
+            request->prompt_ids = (const int32_t *)ids->data;
+            request->n_prompt_ids = ids->len;
+        }
+        return;
+    }
+    request->messages = j->content.messages;
+    request->template_arguments = j->params.template_arguments;
+    request->use_audio_in_video = j->params.use_audio_in_video;
+    request->n_media = j->content.media->len;
+    request->media = media;
+    for (guint m = 0; m < j->content.media->len; m++) {
+        const cs_content_medium *medium = g_ptr_array_index(j->content.media, m);
+        media[m] = (cs_request_medium){medium->modality, medium->bytes};
+    }
+}
+
+static bool submit_part(job *j, uint32_t i, GError **error)
+{
+    g_autofree cs_request_medium *media =
+        g_new0(cs_request_medium, j->content.media ? j->content.media->len + 1 : 1);
+    cs_request request;
+    fill_request(j, i, &request, media);
+    part *p = &j->parts[i];
+    job_ref(j);
+    cs_pipeline_request *handle = cs_pipeline_submit(j->api->pipeline, &request, &sink, p, error);
+    if (!handle) {
+        job_unref(j);
+        return false;
+    }
+    g_mutex_lock(&j->lock);
+    p->handle = handle;
+    bool cancelled = j->cancelled;
+    g_mutex_unlock(&j->lock);
+    if (cancelled)
+        cs_pipeline_cancel(handle);
+    return true;
+}
+
+/* Submits every prompt; on failure those before are cancelled and the job ends with the error. */
+static void job_submit(job *j)
+{
+    g_autoptr(GError) error = NULL;
+    for (uint32_t i = 0; i < j->n_parts && !error; i++)
+        if (!submit_part(j, i, &error))
+            job_fail(j, error);
+    /* The pipeline has references to what it needs. */
+    cs_content_clear(&j->content);
+}
+
+static bool has_remote(const job *j)
+{
+    for (guint i = 0; j->content.media && i < j->content.media->len; i++)
+        if (((cs_content_medium *)g_ptr_array_index(j->content.media, i))->url)
+            return true;
+    return false;
+}
+
+/* False when the job has ended with a fault. */
+static bool fetch_medium(job *j, cs_content_medium *medium)
+{
+    g_autoptr(GError) error = NULL;
+    cs_remote_limits limits = {j->api->policy.max_medium_bytes, FETCH_TIMEOUT_MS};
+    medium->bytes = cs_remote_fetch(medium->url, &limits, &error);
+    if (medium->bytes)
+        return true;
+    g_mutex_lock(&j->lock);
+    cs_fault_set(&j->fault, (cs_error_code)error->code, medium->param, "%s", error->message);
+    g_mutex_unlock(&j->lock);
+    job_fail(j, j->fault.error);
+    return false;
+}
+
+void cs_api_generate_fetch(gpointer user, gpointer unused)
+{
+    job *j = user;
+    bool ok = true;
+    for (guint i = 0; i < j->content.media->len && ok; i++) {
+        cs_content_medium *medium = g_ptr_array_index(j->content.media, i);
+        g_mutex_lock(&j->lock);
+        bool cancelled = j->cancelled;
+        g_mutex_unlock(&j->lock);
+        ok = !cancelled && (!medium->url || fetch_medium(j, medium));
+    }
+    if (ok)
+        job_submit(j);
+    job_unref(j);
+}
+
+/* ---- the connection's side ---- */
+
+static void respond_error(job *j, const GError *error)
+{
+    g_mutex_lock(&j->lock);
+    bool has_fault = j->fault.error != NULL;
+    g_mutex_unlock(&j->lock);
+    if (has_fault)
+        cs_api_fail(j->x, &j->fault);
+    else
+        cs_exchange_fail(j->x, error, NULL,
+                         g_error_matches(error, CS_ERROR, CS_ERROR_OVER_CONTEXT)
+                             ? "context_length_exceeded"
+                             : NULL);
+}
+
+static void note_answer(job *j)
+{
+    double ttft_ms = j->first_token_us ? (double)(j->first_token_us - j->received_us) / 1000 : 0;
+    cs_exchange_note(j->x, "prompt %u cached %u completion %u tokens first %.1f ms%s%s",
+                     j->usage.prompt_tokens, j->usage.cached_tokens, j->usage.completion_tokens,
+                     ttft_ms, j->params.user ? " user " : "", j->params.user ? j->params.user : "");
+}
+
+static void respond_whole(job *j)
+{
+    GString *out = g_string_sized_new(1024);
+    cs_output_whole(&j->output, j->answers, j->n_answers, &j->usage, out);
+    note_answer(j);
+    cs_exchange_respond(j->x, 200, "application/json", g_string_free_to_bytes(out));
+}
+
+static void job_ready(void *user, cs_exchange *x)
+{
+    job *j = user;
+    g_mutex_lock(&j->lock);
+    bool started = j->n_started == j->n_parts;
+    bool done = j->n_done == j->n_parts;
+    g_autoptr(GError) error = j->error ? g_error_copy(j->error) : NULL;
+    g_mutex_unlock(&j->lock);
+    if (error)
+        respond_error(j, error);
+    else if (j->params.stream && started)
+        cs_exchange_stream(x, "text/event-stream; charset=utf-8");
+    else if (done)
+        respond_whole(j);
+}
+
+static bool has_news(const cs_answer *answer)
+{
+    return answer->text->len > 0 || answer->token_ids->len > 0;
+}
+
+/* With the lock held: everything that is new. */
+static void pull_answers(job *j, GString *out)
+{
+    for (uint32_t i = 0; i < j->n_answers; i++) {
+        cs_answer *answer = &j->answers[i];
+        if (!j->role_told && j->output.endpoint == CS_ENDPOINT_CHAT)
+            cs_output_role(&j->output, i, out);
+        if (has_news(answer)) {
+            cs_output_piece(&j->output, answer, out);
+            cs_answer_told(answer);
+        }
+        if (answer->finished && !j->finish_told[i]) {
+            cs_output_finish(&j->output, answer, out);
+            j->finish_told[i] = true;
+        }
+    }
+    j->role_told = true;
+    j->waiting_bytes = 0;
+}
+
+static bool job_pull(void *user, GString *out)
+{
+    job *j = user;
+    g_mutex_lock(&j->lock);
+    bool done = j->n_done == j->n_parts && !j->error;
+    g_autoptr(GError) error = j->error ? g_error_copy(j->error) : NULL;
+    pull_answers(j, out);
+    g_mutex_unlock(&j->lock);
+    if (error) {
+        cs_output_error(error, out);
+        cs_exchange_note(j->x, "stream ended: \"%s\"", error->message);
+        return false;
+    }
+    if (!done)
+        return true;
+    if (j->params.include_usage)
+        cs_output_usage(&j->output, &j->usage, out);
+    cs_output_end(out);
+    note_answer(j);
+    return false;
+}
+
+static void job_closed(void *user)
+{
+    job *j = user;
+    job_cancel(j);
+    job_unref(j);
+}
+
+static const cs_exchange_ops job_ops = {job_ready, job_pull, job_closed};
+
+/* ---- reading the request ---- */
+
+void cs_api_fail(cs_exchange *x, const cs_fault *fault)
+{
+    cs_exchange_fail(x, fault->error, fault->param, fault->code);
+}
+
+bool cs_api_check_model(const cs_api *api, const char *model, cs_fault *fault)
+{
+    const char *id = cs_pipeline_model_id(api->pipeline);
+    if (!model || strcmp(model, id) == 0)
+        return true;
+    cs_fault_set(fault, CS_ERROR_NOT_FOUND, "model",
+                 "there is no model \"%.100s\" here; this server has \"%s\"", model, id);
+    fault->code = "model_not_found";
+    return false;
+}
+
+static bool check_modalities(const job *j, cs_fault *fault)
+{
+    static const char *const words[CS_N_MODALITIES] = {"images", "video", "audio"};
+    for (guint i = 0; j->content.media && i < j->content.media->len; i++) {
+        const cs_content_medium *medium = g_ptr_array_index(j->content.media, i);
+        if (!cs_pipeline_takes(j->api->pipeline, medium->modality))
+            return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, medium->param,
+                                "this model takes no %s", words[medium->modality]);
+    }
+    return true;
+}
+
+static bool read_content(job *j, const cs_body *body, cs_fault *fault)
+{
+    if (j->output.endpoint == CS_ENDPOINT_COMPLETION)
+        return cs_content_read_prompt(&j->content, body, cs_pipeline_vocab_size(j->api->pipeline),
+                                      fault);
+    return cs_content_read_messages(&j->content, body, &j->api->policy, fault) &&
+           check_modalities(j, fault);
+}
+
+static bool read_request(job *j, GBytes *bytes, cs_fault *fault)
+{
+    cs_body body;
+    if (!cs_body_parse(&body, bytes, &fault->error))
+        return false;
+    bool ok = cs_params_read(&j->params, &body, j->output.endpoint, fault) &&
+              cs_api_check_model(j->api, j->params.model, fault) && read_content(j, &body, fault);
+    cs_body_clear(&body);
+    if (!ok)
+        return false;
+    j->n_parts = j->content.prompts      ? j->content.prompts->len
+                 : j->content.prompt_ids ? j->content.prompt_ids->len
+                                         : 1;
+    if (j->n_parts * (uint64_t)j->params.n > MAX_ANSWERS)
+        return cs_fault_set(fault, CS_ERROR_TOO_LARGE, "n",
+                            "%u prompts of %" G_GINT64_FORMAT " answers are over the limit of %d",
+                            j->n_parts, j->params.n, MAX_ANSWERS);
+    j->n_answers = j->n_parts * (uint32_t)j->params.n;
+    return true;
+}
+
+static void job_prepare(job *j)
+{
+    cs_params_sampling(&j->params, j->api->pipeline, &j->sampling);
+    /* What the OpenAI API does for completions that do not say. */
+    if (j->output.endpoint == CS_ENDPOINT_COMPLETION && !j->params.has_max_tokens)
+        j->sampling.max_tokens = 16;
+    j->output.n_logprobs = j->sampling.n_logprobs;
+    j->output.usage_member = j->params.include_usage;
+    j->parts = g_new0(part, j->n_parts);
+    j->answers = g_new0(cs_answer, j->n_answers);
+    j->last_token_us = g_new0(int64_t, j->n_answers);
+    j->finish_told = g_new0(bool, j->n_answers);
+    for (uint32_t i = 0; i < j->n_parts; i++)
+        j->parts[i] = (part){j, i * (uint32_t)j->params.n, NULL};
+    for (uint32_t i = 0; i < j->n_answers; i++)
+        cs_answer_init(&j->answers[i], i);
+}
+
+static job *job_new(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
+{
+    job *j = g_new0(job, 1);
+    j->refs = 1;
+    j->api = api;
+    j->x = cs_exchange_ref(x);
+    j->received_us = cs_now_us();
+    j->output = (cs_output){.endpoint = endpoint,
+                            .pipeline = api->pipeline,
+                            .id = cs_exchange_id(x),
+                            .created_s = g_get_real_time() / G_USEC_PER_SEC};
+    g_mutex_init(&j->lock);
+    g_mutex_lock(&api->lock);
+    g_hash_table_add(api->jobs, j);
+    api->n_jobs++;
+    g_mutex_unlock(&api->lock);
+    return j;
+}
+
+void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
+{
+    job *j = job_new(api, x, endpoint);
+    cs_fault fault = {0};
+    bool ok = read_request(j, cs_exchange_body(x), &fault);
+    cs_exchange_release_body(x);
+    if (!ok) {
+        cs_api_fail(x, &fault);
+        cs_fault_clear(&fault);
+        job_unref(j);
+        return;
+    }
+    job_prepare(j);
+    cs_exchange_attach(x, &job_ops, j);
+    if (has_remote(j))
+        g_thread_pool_push(api->fetchers, job_ref(j), NULL);
+    else
+        job_submit(j);
+}
+
+void cs_api_generate_end_all(cs_api *api)
+{
+    g_autoptr(GPtrArray) all = g_ptr_array_new_with_free_func((GDestroyNotify)job_unref);
+    g_mutex_lock(&api->lock);
+    GHashTableIter iter;
+    gpointer key;
+    g_hash_table_iter_init(&iter, api->jobs);
+    while (g_hash_table_iter_next(&iter, &key, NULL))
+        g_ptr_array_add(all, job_ref(key));
+    g_mutex_unlock(&api->lock);
+    for (guint i = 0; i < all->len; i++)
+        job_fail_with(g_ptr_array_index(all, i), CS_ERROR_BUSY, "the server is shutting down");
+}
