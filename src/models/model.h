@@ -6,12 +6,11 @@
 #ifndef CS_MODELS_MODEL_H
 #define CS_MODELS_MODEL_H
 
-#include "media/preprocess.h"
+#include "media/preprocess/rules.h"
 #include "models/encoder.h"
 #include "models/llm.h"
 #include "models/modality.h"
 #include "tensor/compute.h"
-#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 /* generation_config.json: what a request that says nothing gets. Neutral values where the file is
@@ -63,13 +62,15 @@ void cs_prompt_free(cs_prompt *prompt); /* accepts NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_prompt, cs_prompt_free)
 
 typedef struct cs_model cs_model;
+typedef struct cs_chat_template cs_chat_template; /* text/chat_template.h */
 
 typedef struct {
     const char *name; /* model_type of config.json */
 
-    /* Builds the prompt of a rendered conversation: tokenises it, expands each medium's placeholder
-     * to as many tokens as its encoder gives, and assigns positions. Thread-safe. The number and
-     * order of media must equal the placeholders in the text. */
+    /* Builds the prompt of a rendered conversation (or of a plain text, without media): tokenises
+     * it, expands each medium's placeholder to as many tokens as its encoder gives, and assigns
+     * positions. Thread-safe. The number and order of media must equal the placeholders in the
+     * text. */
     cs_prompt *(*prompt)(const cs_model *model, const char *text, size_t text_bytes,
                          uint32_t n_media, const cs_prompt_medium *media, GError **error);
     void (*free)(cs_model *model);
@@ -84,6 +85,8 @@ struct cs_model {
     cs_llm *llm;
     cs_encoder *encoders[CS_N_MODALITIES]; /* NULL: the model does not take it; image and video may
                                               be one */
+    const cs_video_rule *video_rule;       /* how videos are to be decoded; NULL: not taken */
+    uint32_t audio_rate;                   /* in Hz, to which sounds are to be decoded */
 };
 
 typedef struct {
