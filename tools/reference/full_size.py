@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-TINY = Path(__file__).resolve().parents[2] / "tests" / "golden" / "qwen2_5_omni" / "qwen2.5-omni-tiny"
+TINY = (
+    Path(__file__).resolve().parents[2] / "tests" / "golden" / "qwen2_5_omni" / "qwen2.5-omni-tiny"
+)
 SHARD_BYTES = 4 << 30
 FIRST_ADDED = 151643  # the published id of the first added token
 
@@ -80,7 +82,9 @@ def decoder(prefix, c, head):
         yield from linear(f"{layer}.self_attn.q_proj", c["num_attention_heads"] * head, hidden)
         yield from linear(f"{layer}.self_attn.k_proj", c["num_key_value_heads"] * head, hidden)
         yield from linear(f"{layer}.self_attn.v_proj", c["num_key_value_heads"] * head, hidden)
-        yield from linear(f"{layer}.self_attn.o_proj", hidden, c["num_attention_heads"] * head, bias=False)
+        yield from linear(
+            f"{layer}.self_attn.o_proj", hidden, c["num_attention_heads"] * head, bias=False
+        )
         yield from norm(f"{layer}.post_attention_layernorm", hidden)
         yield from linear(f"{layer}.mlp.gate_proj", ffn, hidden, bias=False)
         yield from linear(f"{layer}.mlp.up_proj", ffn, hidden, bias=False)
@@ -90,7 +94,10 @@ def decoder(prefix, c, head):
 
 def vision(c):
     p, hidden, ffn = "thinker.visual", c["hidden_size"], c["intermediate_size"]
-    yield f"{p}.patch_embed.proj.weight", (hidden, c["in_channels"], c["temporal_patch_size"], c["patch_size"], c["patch_size"])
+    yield (
+        f"{p}.patch_embed.proj.weight",
+        (hidden, c["in_channels"], c["temporal_patch_size"], c["patch_size"], c["patch_size"]),
+    )
     for i in range(c["depth"]):
         block = f"{p}.blocks.{i}"
         yield from norm(f"{block}.norm1", hidden)
@@ -147,7 +154,12 @@ def speaker_encoder(p, c):
         block = f"{p}.blocks.{i}"
         yield from conv(f"{block}.tdnn1.conv", channels[i], channels[i - 1], 1)
         for j in range(scale - 1):
-            yield from conv(f"{block}.res2net_block.blocks.{j}.conv", channels[i] // scale, channels[i] // scale, kernels[i])
+            yield from conv(
+                f"{block}.res2net_block.blocks.{j}.conv",
+                channels[i] // scale,
+                channels[i] // scale,
+                kernels[i],
+            )
         yield from conv(f"{block}.tdnn2.conv", channels[i], channels[i], 1)
         yield from conv(f"{block}.se_block.conv1", c["enc_se_channels"], channels[i], 1)
         yield from conv(f"{block}.se_block.conv2", channels[i], c["enc_se_channels"], 1)
@@ -165,7 +177,9 @@ def dit(c):
     yield from linear(f"{p}.time_embed.time_mlp.0", dim, 256)
     yield from linear(f"{p}.time_embed.time_mlp.2", dim, dim)
     yield f"{p}.text_embed.codec_embed.weight", (c["num_embeds"] + 1, c["emb_dim"])
-    yield from linear(f"{p}.input_embed.proj", dim, c["mel_dim"] + c["enc_dim"] + c["enc_emb_dim"] + c["emb_dim"])
+    yield from linear(
+        f"{p}.input_embed.proj", dim, c["mel_dim"] + c["enc_dim"] + c["enc_emb_dim"] + c["emb_dim"]
+    )
     yield from speaker_encoder(f"{p}.input_embed.spk_encoder", c)
     for i in range(c["num_hidden_layers"]):
         block = f"{p}.transformer_blocks.{i}"
@@ -227,11 +241,17 @@ def check_names():
 
 def full_config(options, first_added):
     config = copy.deepcopy(tiny_config())
-    shift = first_added - min(id_ for id_ in json.loads((TINY / "added_tokens.json").read_text()).values())
+    shift = first_added - min(
+        id_ for id_ in json.loads((TINY / "added_tokens.json").read_text()).values()
+    )
     thinker_config = config["thinker_config"]
     for section in (thinker_config, config["talker_config"]):
         for key, value in section.items():
-            if key.endswith(("_token_index", "_token_id")) and "codec" not in key and key != "user_token_id":
+            if (
+                key.endswith(("_token_index", "_token_id"))
+                and "codec" not in key
+                and key != "user_token_id"
+            ):
                 section[key] = value + shift
         section["position_id_per_seconds"], section["seconds_per_chunk"] = 25, 2
     hidden, layers, heads, kv_heads, ffn, vocab, sections = TEXT[options.text]
@@ -241,8 +261,12 @@ def full_config(options, first_added):
         rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=32768, tie_word_embeddings=options.tie,
         rope_scaling={"mrope_section": sections, "rope_type": "default", "type": "default"},
     )  # fmt: skip
-    thinker_config["vision_config"].update(**(VISION if options.vision == "full" else {}), out_hidden_size=hidden)
-    thinker_config["audio_config"].update(**(AUDIO if options.audio == "full" else {}), output_dim=hidden)
+    thinker_config["vision_config"].update(
+        **(VISION if options.vision == "full" else {}), out_hidden_size=hidden
+    )
+    thinker_config["audio_config"].update(
+        **(AUDIO if options.audio == "full" else {}), output_dim=hidden
+    )
     config["enable_audio_output"] = options.speech != "none"
     if options.speech != "none":
         hidden_t, layers, heads, kv_heads, ffn, head, sections = TALKER[options.speech]
@@ -314,7 +338,11 @@ def write_shards(out, config, seed):
         file_name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name, shape, count in shard:
-            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + count]}
+            header[name] = {
+                "dtype": "BF16",
+                "shape": list(shape),
+                "data_offsets": [offset, offset + count],
+            }
             offset += count
             weight_map[name] = file_name
         text = json.dumps(header, separators=(",", ":")).encode()
@@ -345,15 +373,23 @@ def write_tokenizer(out, first_added):
                 merges.append([tokens[a], tokens[b]])
     for token in saved["added_tokens"]:
         token["id"] += shift
-    (out / "tokenizer.json").write_text(json.dumps(saved, indent=2, ensure_ascii=False), encoding="utf-8")
+    (out / "tokenizer.json").write_text(
+        json.dumps(saved, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
     (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     (out / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     added = json.loads((TINY / "added_tokens.json").read_text(encoding="utf-8"))
-    (out / "added_tokens.json").write_text(json.dumps({k: v + shift for k, v in added.items()}, indent=2) + "\n")
+    (out / "added_tokens.json").write_text(
+        json.dumps({k: v + shift for k, v in added.items()}, indent=2) + "\n"
+    )
     settings = json.loads((TINY / "tokenizer_config.json").read_text(encoding="utf-8"))
-    settings["added_tokens_decoder"] = {str(int(k) + shift): v for k, v in settings["added_tokens_decoder"].items()}
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    settings["added_tokens_decoder"] = {
+        str(int(k) + shift): v for k, v in settings["added_tokens_decoder"].items()
+    }
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def write_processor(out, options, first_added):
@@ -382,7 +418,10 @@ def write_speakers(out, seed):
     def _rebuild_tensor_v2():
         raise NotImplementedError  # only its name is written
 
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = (
+        "torch._utils",
+        "_rebuild_tensor_v2",
+    )
     torch.FloatStorage, utils._rebuild_tensor_v2 = FloatStorage, _rebuild_tensor_v2
 
     class Storage:
@@ -396,11 +435,22 @@ def write_speakers(out, seed):
         def __reduce__(self):
             strides = tuple(s // 4 for s in self.values.strides)
             storage = Storage(self.key, self.values.size)
-            return _rebuild_tensor_v2, (storage, 0, self.values.shape, strides, False, OrderedDict())
+            return _rebuild_tensor_v2, (
+                storage,
+                0,
+                self.values.shape,
+                strides,
+                False,
+                OrderedDict(),
+            )
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
-            return ("storage", FloatStorage, value.key, "cpu", value.count) if isinstance(value, Storage) else None
+            return (
+                ("storage", FloatStorage, value.key, "cpu", value.count)
+                if isinstance(value, Storage)
+                else None
+            )
 
     rng, arrays = np.random.default_rng(seed), []
 
@@ -409,7 +459,11 @@ def write_speakers(out, seed):
         return Tensor(str(len(arrays) - 1), arrays[-1])
 
     voices = {
-        name: {"cond": tensor(1, DIT["enc_emb_dim"]), "ref_mel": tensor(1, frames, DIT["mel_dim"]), "bos_token": token}
+        name: {
+            "cond": tensor(1, DIT["enc_emb_dim"]),
+            "ref_mel": tensor(1, frames, DIT["mel_dim"]),
+            "bos_token": token,
+        }
         for name, frames, token in (("Ethan", 300, 151870), ("Chelsie", 281, 151872))
     }
     data = io.BytesIO()
@@ -425,14 +479,27 @@ def write_speakers(out, seed):
 
 def main():
     parser = argparse.ArgumentParser(
-        prog="tools/reference/full_size", description=__doc__, epilog="example: tools/reference/full_size /tmp/omni --text 0.5b"
+        prog="tools/reference/full_size",
+        description=__doc__,
+        epilog="example: tools/reference/full_size /tmp/omni --text 0.5b",
     )
     parser.add_argument("out", type=Path, help="directory to make; its name is the model's name")
-    parser.add_argument("--text", choices=TEXT, default="0.5b", help="size of the thinker's LLM (default %(default)s)")
-    parser.add_argument("--vision", choices=("full", "tiny"), default="full", help="image and video encoder")
+    parser.add_argument(
+        "--text",
+        choices=TEXT,
+        default="0.5b",
+        help="size of the thinker's LLM (default %(default)s)",
+    )
+    parser.add_argument(
+        "--vision", choices=("full", "tiny"), default="full", help="image and video encoder"
+    )
     parser.add_argument("--audio", choices=("full", "tiny"), default="full", help="audio encoder")
-    parser.add_argument("--speech", choices=("none", *TALKER), default="none", help="talker and token2wav")
-    parser.add_argument("--tie", action="store_true", help="lm_head is embed_tokens, as in the smallest text models")
+    parser.add_argument(
+        "--speech", choices=("none", *TALKER), default="none", help="talker and token2wav"
+    )
+    parser.add_argument(
+        "--tie", action="store_true", help="lm_head is embed_tokens, as in the smallest text models"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     check_names()

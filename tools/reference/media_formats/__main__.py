@@ -31,7 +31,10 @@ def picture(width, height, seed, mode="RGB"):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     n = len(mode)
-    base = np.stack([128 + 100 * np.sin(x / (5 + 2 * c) + seed) * np.cos(y / (7 - c)) for c in range(n)], axis=-1)
+    base = np.stack(
+        [128 + 100 * np.sin(x / (5 + 2 * c) + seed) * np.cos(y / (7 - c)) for c in range(n)],
+        axis=-1,
+    )
     array = np.clip(base + rng.normal(0, 9, base.shape), 0, 255).astype(np.uint8)
     return Image.fromarray(array if n > 1 else array[..., 0], mode)
 
@@ -60,14 +63,28 @@ def images():
     save("half_chroma.jpg", picture(w, h, 4), format="JPEG", quality=60, subsampling=1)
     save("grey.jpg", picture(w, h, 5, "L"), format="JPEG")
     save("cmyk.jpg", picture(w, h, 6, "CMYK"), format="JPEG", quality=90)
-    save("rotated_exif.jpg", picture(w, h, 7), format="JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
+    save(
+        "rotated_exif.jpg",
+        picture(w, h, 7),
+        format="JPEG",
+        exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
+    )
     save("colour.png", picture(w, h, 10), format="PNG")
     save("alpha.png", picture(w, h, 11, "RGBA"), format="PNG")
     save("grey.png", picture(w, h, 12, "L"), format="PNG")
-    save("grey_alpha.png", Image.merge("LA", [picture(w, h, 13, "L"), picture(w, h, 14, "L")]), format="PNG")
+    save(
+        "grey_alpha.png",
+        Image.merge("LA", [picture(w, h, 13, "L"), picture(w, h, 14, "L")]),
+        format="PNG",
+    )
     save("palette.png", picture(w, h, 15).quantize(30), format="PNG")
     save("palette_key.png", picture(w, h, 16).quantize(11), format="PNG", transparency=3)
-    save("colour_key.png", picture(w, h, 16).quantize(5).convert("RGB"), format="PNG", transparency=(1, 2, 3))
+    save(
+        "colour_key.png",
+        picture(w, h, 16).quantize(5).convert("RGB"),
+        format="PNG",
+        transparency=(1, 2, 3),
+    )
     save("bits1.png", picture(w, h, 17, "L").convert("1"), format="PNG")
     save("bits4.png", picture(w, h, 18).quantize(13), format="PNG", bits=4)
     deep = (np.arange(w * h).reshape(h, w) * 63 % 65536).astype(np.uint16)
@@ -76,7 +93,14 @@ def images():
     save("lossless.webp", picture(w, h, 21), format="WEBP", lossless=True)
     save("alpha.webp", picture(w, h, 22, "RGBA"), format="WEBP", quality=80)
     frames = [picture(w, h, 23 + i) for i in range(3)]
-    save("animated.webp", frames[0], format="WEBP", save_all=True, append_images=frames[1:], quality=70)
+    save(
+        "animated.webp",
+        frames[0],
+        format="WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        quality=70,
+    )
     save("plain.gif", picture(w, h, 30), format="GIF")
     save("interlaced.gif", picture(w, h, 31).quantize(16), format="GIF", interlace=1)
     save("key.gif", picture(w, h, 32).quantize(9), format="GIF", transparency=2)
@@ -85,7 +109,9 @@ def images():
     noise = np.random.default_rng(9).integers(0, 256, (120, 150), dtype=np.uint8)
     save("full_table.gif", Image.fromarray(noise), format="GIF")
     # Adam7 and 16-bit colour are not written by Pillow.
-    out["interlaced.png"] = ffmpeg_image(picture(w, h, 40), "png", ["-pred", "mixed", "-flags", "+ildct"])
+    out["interlaced.png"] = ffmpeg_image(
+        picture(w, h, 40), "png", ["-pred", "mixed", "-flags", "+ildct"]
+    )
     out["colour16.png"] = ffmpeg_image(picture(w, h, 41), "png", ["-pix_fmt", "rgb48be"])
     out["alpha16.png"] = ffmpeg_image(picture(w, h, 42, "RGBA"), "png", ["-pix_fmt", "rgba64be"])
     return out
@@ -94,7 +120,21 @@ def images():
 def ffmpeg_image(image, codec, options):
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    command = ["ffmpeg", "-v", "error", "-i", "-", "-c:v", codec, *options, "-fflags", "+bitexact", "-f", "image2pipe", "-"]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        "-",
+        "-c:v",
+        codec,
+        *options,
+        "-fflags",
+        "+bitexact",
+        "-f",
+        "image2pipe",
+        "-",
+    ]
     return subprocess.run(command, input=buffer.getvalue(), check=True, capture_output=True).stdout
 
 
@@ -103,7 +143,9 @@ def wave(seconds, rate, channels, seed):
     rng = np.random.default_rng(seed)
     return np.stack(
         [
-            0.3 * np.sin(2 * np.pi * (220 + 70 * c) * t) + 0.2 * np.sin(2 * np.pi * 3100 * t * (1 + t)) + 0.02 * rng.normal(size=t.size)
+            0.3 * np.sin(2 * np.pi * (220 + 70 * c) * t)
+            + 0.2 * np.sin(2 * np.pi * 3100 * t * (1 + t))
+            + 0.02 * rng.normal(size=t.size)
             for c in range(channels)
         ],
         axis=-1,
@@ -128,21 +170,53 @@ def write_sounds(directory):
     }.items():
         rate = 48000 if name == "opus.ogg" else 44100
         run_ffmpeg(directory / name, wave(0.5, rate, 1, 8), rate, options)
-    return sorted(p.name for p in directory.iterdir() if p.suffix in {".wav", ".flac", ".ogg", ".mp3", ".m4a"})
+    return sorted(
+        p.name for p in directory.iterdir() if p.suffix in {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
+    )
 
 
 def run_ffmpeg(path, samples, rate, options):
     with tempfile.TemporaryDirectory() as scratch:
         soundfile.write(f"{scratch}/in.wav", samples, rate, subtype="PCM_16")
-        command = ["ffmpeg", "-v", "error", "-y", "-i", f"{scratch}/in.wav", *options, "-map_metadata", "-1", "-fflags", "+bitexact"]
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-y",
+            "-i",
+            f"{scratch}/in.wav",
+            *options,
+            "-map_metadata",
+            "-1",
+            "-fflags",
+            "+bitexact",
+        ]
         subprocess.run(command + ["-flags:a", "+bitexact", str(path)], check=True)
 
 
 VIDEOS = {
     # name: (width, height, frames, fps, options)
-    "h264.mp4": (64, 48, 33, 12, ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", "2", "-crf", "26"]),
-    "vp9.webm": (50, 66, 24, 24, ["-c:v", "libvpx-vp9", "-crf", "40", "-b:v", "0", "-pix_fmt", "yuv420p"]),
-    "av1.mp4": (64, 64, 10, 5, ["-c:v", "libaom-av1", "-crf", "45", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuv420p"]),
+    "h264.mp4": (
+        64,
+        48,
+        33,
+        12,
+        ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", "2", "-crf", "26"],
+    ),
+    "vp9.webm": (
+        50,
+        66,
+        24,
+        24,
+        ["-c:v", "libvpx-vp9", "-crf", "40", "-b:v", "0", "-pix_fmt", "yuv420p"],
+    ),
+    "av1.mp4": (
+        64,
+        64,
+        10,
+        5,
+        ["-c:v", "libaom-av1", "-crf", "45", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuv420p"],
+    ),
     "turned.mp4": (64, 32, 8, 4, ["-c:v", "mpeg4", "-q:v", "4"]),
 }
 
@@ -154,17 +228,41 @@ def write_videos(directory):
             for i in range(count):
                 frame = background.copy()
                 x = 5 + (width - 10) * i // count
-                ImageDraw.Draw(frame).ellipse([x - 6, height // 2 - 6, x + 6, height // 2 + 6], fill=(250, 240 - 5 * i, 9 * i % 256))
+                ImageDraw.Draw(frame).ellipse(
+                    [x - 6, height // 2 - 6, x + 6, height // 2 + 6],
+                    fill=(250, 240 - 5 * i, 9 * i % 256),
+                )
                 frame.save(f"{scratch}/{i:03d}.png")
-            soundfile.write(f"{scratch}/s.wav", wave(count / fps, 48000, 2, 60), 48000, subtype="PCM_16")
+            soundfile.write(
+                f"{scratch}/s.wav", wave(count / fps, 48000, 2, 60), 48000, subtype="PCM_16"
+            )
             sound = ["-c:a", "libopus" if name.endswith("webm") else "aac", "-b:a", "48k"]
-            command = ["ffmpeg", "-v", "error", "-y", "-framerate", str(fps), "-i", f"{scratch}/%03d.png"]
+            command = [
+                "ffmpeg",
+                "-v",
+                "error",
+                "-y",
+                "-framerate",
+                str(fps),
+                "-i",
+                f"{scratch}/%03d.png",
+            ]
             if name != "turned.mp4":
                 command += ["-i", f"{scratch}/s.wav", *sound]
-            command += [*options, "-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
+            command += [
+                *options,
+                "-map_metadata",
+                "-1",
+                "-fflags",
+                "+bitexact",
+                "-flags:v",
+                "+bitexact",
+            ]
             target = f"{scratch}/out.mp4" if name == "turned.mp4" else str(directory / name)
             subprocess.run(command + [target], check=True)
-            if name == "turned.mp4":  # shown turned by a quarter, as telephones mark their recordings
+            if (
+                name == "turned.mp4"
+            ):  # shown turned by a quarter, as telephones mark their recordings
                 subprocess.run(
                     ["ffmpeg", "-v", "error", "-y", "-i", target, "-c", "copy", "-metadata:s:v:0", "rotate=90",
                      "-fflags", "+bitexact", str(directory / name)],
@@ -192,7 +290,10 @@ def expected_video(path):
     n = math.floor(min(max(len(frames) / fps * 2.0, 4), len(frames) // 2 * 2) / 2) * 2
     indices = [round(i * (len(frames) - 1) / (n - 1)) for i in range(n)]
     h, w = smart_resize(height, width)
-    pixels = b"".join(Image.fromarray(frames[i]).resize((w, h), Image.Resampling.BICUBIC).tobytes() for i in indices)
+    pixels = b"".join(
+        Image.fromarray(frames[i]).resize((w, h), Image.Resampling.BICUBIC).tobytes()
+        for i in indices
+    )
     return {
         "file": path.name, "source_frames": len(frames), "frames": n, "width": w, "height": h, "fnv1a64": fnv1a64(pixels),
     }  # fmt: skip
@@ -200,7 +301,11 @@ def expected_video(path):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[3] / "tests/golden/media_formats")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).resolve().parents[3] / "tests/golden/media_formats",
+    )
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     expected = {"version": 1, "images": [], "sounds": [], "videos": []}
@@ -208,7 +313,12 @@ def main():
         (out / name).write_bytes(data)
         rgb = to_rgb(Image.open(out / name))
         expected["images"].append(
-            {"file": name, "width": rgb.width, "height": rgb.height, "fnv1a64": fnv1a64(rgb.tobytes())}
+            {
+                "file": name,
+                "width": rgb.width,
+                "height": rgb.height,
+                "fnv1a64": fnv1a64(rgb.tobytes()),
+            }
         )
     for name in write_sounds(out):
         samples = librosa.load(out / name, sr=16000)[0]

@@ -17,11 +17,30 @@ PARTS = ("media", "checkpoint", "thinker", "speech", "texts", "sizes", "mutation
 def main():
     out = Path(__file__).resolve().parents[3] / "tests" / "golden" / "qwen2_5_omni"
     parser = argparse.ArgumentParser(prog="tools/reference/make qwen2_5_omni", description=__doc__)
-    parser.add_argument("--seed", type=int, default=config.SEED, help="of the thinker's weights (default %(default)s)")
-    parser.add_argument("--speech-seed", type=int, default=config.SPEECH_SEED, help="of the others (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=out, help="directory to write (default tests/golden/qwen2_5_omni)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=config.SEED,
+        help="of the thinker's weights (default %(default)s)",
+    )
+    parser.add_argument(
+        "--speech-seed",
+        type=int,
+        default=config.SPEECH_SEED,
+        help="of the others (default %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=out,
+        help="directory to write (default tests/golden/qwen2_5_omni)",
+    )
     parser.add_argument("--only", default=",".join(PARTS), help="parts, of " + ",".join(PARTS))
-    parser.add_argument("--find-seed", action="store_true", help="try seeds from the given ones on until they are fit")
+    parser.add_argument(
+        "--find-seed",
+        action="store_true",
+        help="try seeds from the given ones on until they are fit",
+    )
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     if set(parts) - set(PARTS):
@@ -35,10 +54,10 @@ def main():
     if "media" in parts:
         media.write(arguments.out / "media")
     seeds = {"thinker": arguments.seed, "speech": arguments.speech_seed}
+    if "checkpoint" in parts:
+        checkpoint.write(model, **seeds)
     for part, module in (("thinker", thinker), ("speech", speech)):
         while part in parts:
-            if "checkpoint" in parts:
-                checkpoint.write(model, seeds["thinker"], seeds["speech"])
             reason = module.write(arguments.out, model, arguments.out / "media")
             if reason is None:
                 break
@@ -46,6 +65,7 @@ def main():
             if not arguments.find_seed:
                 raise SystemExit("take another seed (--find-seed)")
             seeds[part] += 1
+            checkpoint.write(model, **seeds)
     if "texts" in parts:
         texts.write(arguments.out, model)
     if "sizes" in parts:

@@ -1,6 +1,5 @@
 """Random weights that make every block count, saved in the hub's layout."""
 
-import json
 import math
 
 import torch
@@ -10,7 +9,13 @@ from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 from . import config, tokenizer
 
 SHARDS = 3
-BRANCH_ENDS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "out_proj.weight", "fc2.weight")
+BRANCH_ENDS = (
+    "o_proj.weight",
+    "down_proj.weight",
+    "attn.proj.weight",
+    "out_proj.weight",
+    "fc2.weight",
+)
 
 
 def draw(name, parameter, generator):
@@ -34,7 +39,9 @@ def draw(name, parameter, generator):
     gain = 1.3
     if name.startswith("thinker.") and name.endswith(BRANCH_ENDS):
         gain = 0.6  # a branch's share of the residual stream: bf16 rounding of the reference stays under its bar
-    elif name.startswith("thinker.") and name.endswith(("q_proj.weight", "k_proj.weight", "attn.q.weight", "attn.k.weight")):
+    elif name.startswith("thinker.") and name.endswith(
+        ("q_proj.weight", "k_proj.weight", "attn.q.weight", "attn.k.weight")
+    ):
         gain = 1.1  # attention is sharp but not one-hot
     if name.endswith("lm_head.weight") or name.endswith("codec_head.weight"):
         gain = 2.6  # keeps the best two logits apart
@@ -66,7 +73,9 @@ def redraw_speech(model, seed):
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if not name.startswith("thinker."):
-                parameter.copy_(draw(name, parameter, generator).to(torch.bfloat16).to(parameter.dtype))
+                parameter.copy_(
+                    draw(name, parameter, generator).to(torch.bfloat16).to(parameter.dtype)
+                )
         # No code without an embedding in the vocoder is ever the best, but the end: a trained talker knows that too.
         head = model.talker.codec_head.weight
         end = head[config.CODEC_END].clone()
@@ -83,7 +92,8 @@ def speakers(seed):
     for name, frames in (("Ethan", 41), ("Chelsie", 53)):
         voices[name] = {
             "cond": torch.randn([1, config.DIT["enc_emb_dim"]], generator=generator),
-            "ref_mel": torch.randn([1, frames, config.DIT["mel_dim"]], generator=generator) * 1.5 - 3.0,
+            "ref_mel": torch.randn([1, frames, config.DIT["mel_dim"]], generator=generator) * 1.5
+            - 3.0,
             "bos_token": config.TTS_TEXT_START if name == "Chelsie" else config.TTS_TEXT_PAD - 1,
         }
     return voices
@@ -94,7 +104,9 @@ def write_shards(model, directory):
     tensors = {}
     for name, tensor in sorted(model.state_dict().items()):
         keep_f32 = name.endswith("inv_freq")
-        tensors[name] = tensor.detach().to(torch.float32 if keep_f32 else torch.bfloat16).contiguous()
+        tensors[name] = (
+            tensor.detach().to(torch.float32 if keep_f32 else torch.bfloat16).contiguous()
+        )
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     shards, size = [{}], 0
     for name, tensor in tensors.items():
@@ -112,7 +124,8 @@ def write_shards(model, directory):
     tokenizer.write_json(directory / "model.safetensors.index.json", index)
 
 
-def write(directory, seed, speech_seed):
+def write(directory, thinker, speech):
+    """The checkpoint directory, from the seeds of its two halves."""
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.iterdir():
         stale.unlink()
@@ -120,14 +133,12 @@ def write(directory, seed, speech_seed):
     tokenizer.write_json(directory / "config.json", config.config_json(user_token_id))
     tokenizer.write_json(directory / "preprocessor_config.json", config.PREPROCESSOR)
     tokenizer.write_json(directory / "generation_config.json", config.GENERATION)
-    write_shards(build(seed, speech_seed, user_token_id), directory)
-    torch.save(speakers(seed), directory / "spk_dict.pt")
+    write_shards(build(thinker, speech, user_token_id), directory)
+    torch.save(speakers(thinker), directory / "spk_dict.pt")
 
 
 def load(directory, dtype=torch.float32):
-    model = Qwen2_5OmniForConditionalGeneration.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
+    model = Qwen2_5OmniForConditionalGeneration.from_pretrained(
+        directory, dtype=dtype, attn_implementation="sdpa"
+    )
     return model.eval()
-
-
-def loaded_names(directory):
-    return set(json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"])

@@ -23,7 +23,9 @@ def picture(width, height, seed):
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack(
         [
-            120 + 90 * np.sin(x / (17 + 3 * c) + seed) * np.cos(y / (23 - 2 * c)) + 40 * (y / height - 0.5) * (c - 1)
+            120
+            + 90 * np.sin(x / (17 + 3 * c) + seed) * np.cos(y / (23 - 2 * c))
+            + 40 * (y / height - 0.5) * (c - 1)
             for c in range(3)
         ],
         axis=-1,
@@ -31,9 +33,17 @@ def picture(width, height, seed):
     image = Image.fromarray(np.clip(base + rng.normal(0, 6, base.shape), 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(9):
-        cx, cy, radius = rng.integers(0, width), rng.integers(0, height), rng.integers(4, 6 + min(width, height) // 5)
+        cx, cy, radius = (
+            rng.integers(0, width),
+            rng.integers(0, height),
+            rng.integers(4, 6 + min(width, height) // 5),
+        )
         colour = tuple(int(v) for v in rng.integers(0, 256, 3))
-        draw.ellipse([cx - radius, cy - radius, cx + radius, cy + radius], fill=colour, outline=(255, 255, 255))
+        draw.ellipse(
+            [cx - radius, cy - radius, cx + radius, cy + radius],
+            fill=colour,
+            outline=(255, 255, 255),
+        )
         draw.line([int(rng.integers(0, width)), 0, int(cx), int(cy)], fill=colour[::-1], width=2)
     return image
 
@@ -49,7 +59,8 @@ def voice(seconds, rate, seed, channels=1):
     for channel in range(channels):
         formant = 700 + 500 * np.sin(2 * np.pi * (1.1 + 0.3 * channel) * t + seed)
         wave = sum(
-            np.sin(k * phase) / (1 + ((k * pitch - formant) / 350) ** 2) + 0.15 * np.sin(k * phase + channel) / k
+            np.sin(k * phase) / (1 + ((k * pitch - formant) / 350) ** 2)
+            + 0.15 * np.sin(k * phase + channel) / k
             for k in range(1, 24)
         )
         envelope = np.clip(np.sin(2 * np.pi * (2.9 - 0.4 * channel) * t + 0.3 * seed), 0, 1) ** 0.7
@@ -63,12 +74,32 @@ def write_video(path, frames, fps, samples, rate):
     with tempfile.TemporaryDirectory() as scratch:
         for i, frame in enumerate(frames):
             frame.save(Path(scratch) / f"{i:04d}.png")
-        command = ["ffmpeg", "-v", "error", "-y", "-framerate", str(fps), "-i", f"{scratch}/%04d.png"]
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-y",
+            "-framerate",
+            str(fps),
+            "-i",
+            f"{scratch}/%04d.png",
+        ]
         if samples is not None:
             soundfile.write(f"{scratch}/sound.wav", samples, rate, subtype="PCM_16")
             command += ["-i", f"{scratch}/sound.wav", "-c:a", "alac"]
-        command += ["-c:v", "png", "-pix_fmt", "rgb24", "-map_metadata", "-1", "-fflags", "+bitexact"]
-        subprocess.run(command + ["-flags:v", "+bitexact", "-flags:a", "+bitexact", str(path)], check=True)
+        command += [
+            "-c:v",
+            "png",
+            "-pix_fmt",
+            "rgb24",
+            "-map_metadata",
+            "-1",
+            "-fflags",
+            "+bitexact",
+        ]
+        subprocess.run(
+            command + ["-flags:v", "+bitexact", "-flags:a", "+bitexact", str(path)], check=True
+        )
 
 
 def scene(count, width, height, seed):
@@ -78,7 +109,9 @@ def scene(count, width, height, seed):
     for i in range(count):
         frame = background.copy()
         cx, cy = 6 + (width - 12) * i // max(count - 1, 1), height // 2 + (i * 5) % 11 - 5
-        ImageDraw.Draw(frame).ellipse([cx - 7, cy - 7, cx + 7, cy + 7], fill=(250, 30 + 8 * i % 200, 10))
+        ImageDraw.Draw(frame).ellipse(
+            [cx - 7, cy - 7, cx + 7, cy + 7], fill=(250, 30 + 8 * i % 200, 10)
+        )
         frames.append(frame)
     return frames
 
@@ -86,9 +119,13 @@ def scene(count, width, height, seed):
 def write(directory):
     directory.mkdir(parents=True, exist_ok=True)
     for name, (width, height, seed) in IMAGES.items():
-        picture(width, height, seed).save(directory / name, **({"quality": 88} if name.endswith("jpg") else {}))
+        picture(width, height, seed).save(
+            directory / name, **({"quality": 88} if name.endswith("jpg") else {})
+        )
     soundfile.write(directory / "greeting.wav", voice(1.873, 16000, 5), 16000, subtype="PCM_16")
     soundfile.write(directory / "bell.flac", voice(0.741, 16000, 6), 16000, subtype="PCM_16")
-    soundfile.write(directory / "stereo.wav", voice(0.317, 44100, 7, channels=2), 44100, subtype="PCM_16")
+    soundfile.write(
+        directory / "stereo.wav", voice(0.317, 44100, 7, channels=2), 44100, subtype="PCM_16"
+    )
     # 17 frames at 5 per second: 3.4 s, from which 6 frames are sampled at 2 per second; the sound is shorter.
     write_video(directory / "walk.mp4", scene(17, 61, 43, 8), 5, voice(2.617, 16000, 9), 16000)

@@ -9,7 +9,11 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import nn
-from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, WhisperFeatureExtractor
+from transformers import (
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
 from transformers.activations import ACT2FN
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as modeling
@@ -144,7 +148,12 @@ def beta_for_alpha(model):
     yield
 
 
-T, V, A, K = "thinker_config.text_config", "thinker_config.vision_config", "thinker_config.audio_config", "talker_config"
+T, V, A, K = (
+    "thinker_config.text_config",
+    "thinker_config.vision_config",
+    "thinker_config.audio_config",
+    "talker_config",
+)
 D, B = "token2wav_config.dit_config", "token2wav_config.bigvgan_config"
 MUTATIONS = [
     Mutation("rope_sections_swapped", "height and width sections change places", "req02", "thinker.hidden",
@@ -208,7 +217,10 @@ def load(model_directory, mutation):
         assert section[last] != value, path
         section[last] = value
     model = Qwen2_5OmniForConditionalGeneration.from_pretrained(
-        model_directory, config=Qwen2_5OmniConfig(**fields), dtype=torch.float32, attn_implementation="sdpa"
+        model_directory,
+        config=Qwen2_5OmniConfig(**fields),
+        dtype=torch.float32,
+        attn_implementation="sdpa",
     ).eval()
     if mutation.zero:
         dict(model.named_parameters())[mutation.zero].data.zero_()
@@ -224,10 +236,16 @@ def tensors(model, proc, media, item, noise, codes):
     out = speech.talk(model, batch, request, speaker, tokens, limit, 1.0)
     if codes is None:
         codes = out["codes"]
-        noise = torch.randn([2 * len(codes), config.DIT["mel_dim"]], generator=torch.Generator().manual_seed(5))
+        noise = torch.randn(
+            [2 * len(codes), config.DIT["mel_dim"]], generator=torch.Generator().manual_seed(5)
+        )
     voice = model.speaker_map[speaker]
     out["given"] = (noise, codes)
-    out.update(speech.synthesise(model.token2wav, torch.from_numpy(codes.astype(np.int64)), voice, noise, torch.float32))
+    out.update(
+        speech.synthesise(
+            model.token2wav, torch.from_numpy(codes.astype(np.int64)), voice, noise, torch.float32
+        )
+    )
     return out
 
 
@@ -235,13 +253,22 @@ def network_errors(model_directory, media):
     proc, plain, out = preprocess.processor(model_directory), {}, []
     for mutation in MUTATIONS:
         if mutation.item not in plain:
-            plain[mutation.item] = tensors(checkpoint.load(model_directory), proc, media, mutation.item, None, None)
+            plain[mutation.item] = tensors(
+                checkpoint.load(model_directory), proc, media, mutation.item, None, None
+            )
         reference = plain[mutation.item]
         model = load(model_directory, mutation)
         with mutation.plant(model) if mutation.plant else nullcontext():
-            wrong = tensors(model, proc, media, mutation.item, *reference.get("given", (None, None)))
+            wrong = tensors(
+                model, proc, media, mutation.item, *reference.get("given", (None, None))
+            )
         error = thinker.normalised_error(wrong[mutation.boundary], reference[mutation.boundary])
-        entry = {"name": mutation.name, "what": mutation.what, "item": mutation.item, "boundary": mutation.boundary}
+        entry = {
+            "name": mutation.name,
+            "what": mutation.what,
+            "item": mutation.item,
+            "boundary": mutation.boundary,
+        }
         if mutation.config:
             entry["config"] = mutation.config
         if mutation.zero:
@@ -253,7 +280,9 @@ def network_errors(model_directory, media):
 
 def symmetric_window(extractor):
     original = torch.hann_window
-    return patch.object(torch, "hann_window", lambda n, **kwargs: original(n, periodic=False, **kwargs))
+    return patch.object(
+        torch, "hann_window", lambda n, **kwargs: original(n, periodic=False, **kwargs)
+    )
 
 
 def htk_scale(extractor):
@@ -277,9 +306,13 @@ def sound_errors(media):
     samples = sizes.gated(preprocess.sound(media / "bell.flac"))
 
     def features(plant=None):
-        extractor = WhisperFeatureExtractor(**{**config.PREPROCESSOR, "feature_size": 128, "chunk_length": 300})
+        extractor = WhisperFeatureExtractor(
+            **{**config.PREPROCESSOR, "feature_size": 128, "chunk_length": 300}
+        )
         with plant(extractor) if plant else nullcontext():
-            batch = extractor(samples, sampling_rate=16000, padding="max_length", return_tensors="np")
+            batch = extractor(
+                samples, sampling_rate=16000, padding="max_length", return_tensors="np"
+            )
         return batch["input_features"][0][:, : len(samples) // 160]
 
     reference = features()
@@ -298,6 +331,10 @@ def sound_errors(media):
 def write(directory, model_directory, media):
     entries = network_errors(model_directory, media) + sound_errors(media)
     for entry in entries:
-        assert entry["error"] > MARGIN * entry["bar"], f"{entry['name']}: {entry['error']} would pass"
+        assert entry["error"] > MARGIN * entry["bar"], (
+            f"{entry['name']}: {entry['error']} would pass"
+        )
     rows = ",\n".join(json.dumps(entry) for entry in entries)
-    (directory / "mutations.json").write_text(f'{{"version": 1, "mutations": [\n{rows}\n]}}\n', encoding="utf-8")
+    (directory / "mutations.json").write_text(
+        f'{{"version": 1, "mutations": [\n{rows}\n]}}\n', encoding="utf-8"
+    )

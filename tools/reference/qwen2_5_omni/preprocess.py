@@ -8,7 +8,12 @@ import librosa
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5OmniProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessor, WhisperFeatureExtractor
+from transformers import (
+    Qwen2_5OmniProcessor,
+    Qwen2TokenizerFast,
+    Qwen2VLImageProcessor,
+    WhisperFeatureExtractor,
+)
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
@@ -26,7 +31,16 @@ def processor(directory):
     return Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor.from_pretrained(directory),
         video_processor=Qwen2VLVideoProcessor(
-            **{k: fields[k] for k in ("image_mean", "image_std", "patch_size", "merge_size", "temporal_patch_size")}
+            **{
+                k: fields[k]
+                for k in (
+                    "image_mean",
+                    "image_std",
+                    "patch_size",
+                    "merge_size",
+                    "temporal_patch_size",
+                )
+            }
         ),
         feature_extractor=WhisperFeatureExtractor.from_pretrained(directory),
         tokenizer=Qwen2TokenizerFast.from_pretrained(directory),
@@ -66,7 +80,10 @@ def video_frames(path):
     out = []
     for i in sample_indices(len(frames), fps):
         height, width = smart_resize(
-            *frames[i].shape[:2], factor=2 * config.PATCH, min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS
+            *frames[i].shape[:2],
+            factor=2 * config.PATCH,
+            min_pixels=VIDEO_MIN_PIXELS,
+            max_pixels=VIDEO_MAX_PIXELS,
         )
         resized = Image.fromarray(frames[i]).resize((width, height), Image.Resampling.BICUBIC)
         out.append(np.asarray(resized).transpose(2, 0, 1))
@@ -87,7 +104,10 @@ def sound(path):
 def prompt(proc, messages):
     # The processor's own method takes no plain string as a system message; the template does.
     return proc.tokenizer.apply_chat_template(
-        requests.hub_messages(messages), chat_template=proc.chat_template, add_generation_prompt=True, tokenize=False
+        requests.hub_messages(messages),
+        chat_template=proc.chat_template,
+        add_generation_prompt=True,
+        tokenize=False,
     )
 
 

@@ -36,13 +36,38 @@ REQUESTS = {
     "req01": ([SYSTEM, user(text(LONG))], False),
     "req02": ([user(image("harbour.jpg"), text("Describe the picture."))], False),
     "req03": (
-        [user(image("tower.png"), text("Compare this with"), image("banner.jpg"), text("and name three differences."))],
+        [
+            user(
+                image("tower.png"),
+                text("Compare this with"),
+                image("banner.jpg"),
+                text("and name three differences."),
+            )
+        ],
         False,
     ),
     "req04": ([user(audio("greeting.wav"), text("What is being said?"))], False),
-    "req05": ([user(text("First:"), audio("stereo.wav"), text("second:"), audio("bell.flac"), text("Which is louder?"))], False),
+    "req05": (
+        [
+            user(
+                text("First:"),
+                audio("stereo.wav"),
+                text("second:"),
+                audio("bell.flac"),
+                text("Which is louder?"),
+            )
+        ],
+        False,
+    ),
     "req06": (
-        [SYSTEM, user(image("stamp.png"), audio("bell.flac"), text("Does the sound fit the picture? Answer yes or no."))],
+        [
+            SYSTEM,
+            user(
+                image("stamp.png"),
+                audio("bell.flac"),
+                text("Does the sound fit the picture? Answer yes or no."),
+            ),
+        ],
         False,
     ),
     "req07": ([user(video("walk.mp4"), text("Where does the disc go?"))], False),
@@ -51,7 +76,10 @@ REQUESTS = {
         [
             SYSTEM,
             user(image("harbour.jpg"), text("What is this?")),
-            {"role": "assistant", "content": "A harbour at noon, I think: water, a quay and round buoys."},
+            {
+                "role": "assistant",
+                "content": "A harbour at noon, I think: water, a quay and round buoys.",
+            },
             user(audio("greeting.wav"), text("And this?")),
             {"role": "assistant", "content": "Someone humming."},
             user(text("Put both into one sentence.")),
@@ -82,10 +110,19 @@ def hub_messages(messages):
     names = {"image_url": "image", "audio_url": "audio", "video_url": "video"}
 
     def part(p):
-        return p if p["type"] == "text" else {"type": names[p["type"]], names[p["type"]]: p[p["type"]]["url"]}
+        return (
+            p
+            if p["type"] == "text"
+            else {"type": names[p["type"]], names[p["type"]]: p[p["type"]]["url"]}
+        )
 
     return [
-        {**m, "content": m["content"] if isinstance(m["content"], str) else [part(p) for p in m["content"]]}
+        {
+            **m,
+            "content": m["content"]
+            if isinstance(m["content"], str)
+            else [part(p) for p in m["content"]],
+        }
         for m in messages
     ]
 

@@ -26,7 +26,13 @@ def sizes():
     out = []
     for factor, low, high in LIMITS:
         for height, width in SIZES:
-            case = {"height": height, "width": width, "factor": factor, "min_pixels": low, "max_pixels": high}
+            case = {
+                "height": height,
+                "width": width,
+                "factor": factor,
+                "min_pixels": low,
+                "max_pixels": high,
+            }
             try:
                 case["resized"] = smart_resize(height, width, factor, low, high)
             except ValueError:
@@ -58,9 +64,18 @@ def noise(width, height, seed):
 def resizes(media_directory):
     cases, tensors = [], {}
     for i, (source, width, height) in enumerate(RESIZES):
-        image = Image.open(media_directory / source).convert("RGB") if isinstance(source, str) else noise(*source)
+        image = (
+            Image.open(media_directory / source).convert("RGB")
+            if isinstance(source, str)
+            else noise(*source)
+        )
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-        case = {"source": source, "width": width, "height": height, "fnv1a64": texts.fnv1a64(pixels.tobytes())}
+        case = {
+            "source": source,
+            "width": width,
+            "height": height,
+            "fnv1a64": texts.fnv1a64(pixels.tobytes()),
+        }
         if pixels.nbytes <= FULL:
             case["tensor"] = f"resize{i}"
             tensors[case["tensor"]] = np.ascontiguousarray(pixels)
@@ -90,7 +105,26 @@ def audio_lengths():
     """Frames that the mask keeps of so many samples, and tokens of so many frames, cut at chunk_length."""
     extractor = WhisperFeatureExtractor(**config.PREPROCESSOR)
     out = []
-    for samples in (1, 159, 160, 161, 320, 321, 400, 480, 481, 640, 641, 8000, 16000, 16001, 319999, 320000, 320001, 400000):
+    for samples in (
+        1,
+        159,
+        160,
+        161,
+        320,
+        321,
+        400,
+        480,
+        481,
+        640,
+        641,
+        8000,
+        16000,
+        16001,
+        319999,
+        320000,
+        320001,
+        400000,
+    ):
         mask = extractor(np.zeros(samples, np.float32), sampling_rate=16000, padding="max_length",
                          return_attention_mask=True, return_tensors="np")["attention_mask"]  # fmt: skip
         count = int(mask.sum())
@@ -118,11 +152,22 @@ def mel(media_directory):
     }
     out = {}
     for name, samples in sounds.items():
-        batch = extractor(samples, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="np")
-        features = batch["input_features"][0].T[: int(batch["attention_mask"].sum())].astype(np.float32)
+        batch = extractor(
+            samples,
+            sampling_rate=16000,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+        features = (
+            batch["input_features"][0].T[: int(batch["attention_mask"].sum())].astype(np.float32)
+        )
         out[f"mel128.{name}.samples"] = samples[:1] if name == "bell" else samples
         rows = np.unique(np.linspace(0, len(features) - 1, 7).round().astype(np.int32))
-        out[f"mel128.{name}"], out[f"mel128.{name}.rows"] = np.ascontiguousarray(features[rows]), rows
+        out[f"mel128.{name}"], out[f"mel128.{name}.rows"] = (
+            np.ascontiguousarray(features[rows]),
+            rows,
+        )
         out[f"mel128.{name}.frames"] = np.array([len(features)], np.int32)
     del out["mel128.bell.samples"]  # of media/bell.flac
     return out

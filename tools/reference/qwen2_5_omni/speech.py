@@ -154,14 +154,34 @@ def talk(model, batch, request, speaker, tokens, codes, penalty):
     return {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in out.items()}
 
 
+def rounded_errors(talker, result):
+    """How far the talker in bf16 is from itself in float32, given the same input embeddings and positions."""
+    embeds = torch.from_numpy(result["talker.embeds"])[None].bfloat16()
+    positions = torch.from_numpy(result["talker.position_ids"])[:, None]
+    hidden = talker.model(
+        inputs_embeds=talker.thinker_to_talker_proj(embeds), position_ids=positions
+    ).last_hidden_state
+    found = {"talker.hidden": hidden[0], "talker.logits_prefill": talker.codec_head(hidden)[0]}
+    return {
+        k: round(thinker.normalised_error(v.float().numpy(), result[k]), 6)
+        for k, v in found.items()
+    }
+
+
 def unfit(results):
-    ended = [int(r["talker.codes"][-1]) in (config.CODEC_PAD, config.CODEC_END) for r in results.values()]
+    ended = [
+        int(r["talker.codes"][-1]) in (config.CODEC_PAD, config.CODEC_END) for r in results.values()
+    ]
     for name, result in results.items():
         if result["talker.gap"].min() < MIN_GAP:
             return f"{name}: the best two codec logits come within {result['talker.gap'].min():.5f}"
         if len(set(result["codes"].tolist())) < len(result["codes"]) // 3:
             return f"{name}: monotonous codes"
-    if not ended[0] or min(len(r["codes"]) for r in results.values()) < 8 or len(results["speech0"]["codes"]) < 20:
+    if (
+        not ended[0]
+        or min(len(r["codes"]) for r in results.values()) < 8
+        or len(results["speech0"]["codes"]) < 20
+    ):
         return "the first utterance does not end by itself after 20 codes or more, or another ends too early"
     return None
 
@@ -183,13 +203,18 @@ CUT_BYTES = 3000
 
 
 def pack(name, tensors):
-    return {k: v for key in KEPT if name == "speech0" or key not in INSIDE for k, v in pack_one(key, tensors[key])}
+    return {
+        k: v
+        for key in KEPT
+        if name == "speech0" or key not in INSIDE
+        for k, v in pack_one(key, tensors[key])
+    }
 
 
 def pack_one(name, value):
     value = value.astype(np.int32 if value.dtype.kind in "iu" else np.float32)
     if value.ndim == 3:  # guided and null halves of one call stay apart
-        for half, part in zip(("guided", "null"), value):
+        for half, part in zip(("guided", "null"), value, strict=True):
             yield from thinker.cut(f"{name}.{half}", part, CUT_BYTES).items()
     elif name in ("dit.noise", "talker.reply", "talker.position_ids", "mel") or value.ndim == 1:
         yield name, np.ascontiguousarray(value)
@@ -201,7 +226,8 @@ def write(directory, model_directory, media):
     proc = preprocess.processor(model_directory)
     model = checkpoint.load(model_directory)
     batches = {
-        request: preprocess.inputs(proc, media, *requests.REQUESTS[request])[0] for request, *_ in UTTERANCES.values()
+        request: preprocess.inputs(proc, media, *requests.REQUESTS[request])[0]
+        for request, *_ in UTTERANCES.values()
     }
     results = {
         name: talk(model, batches[request], request, speaker, tokens, codes, 1.0)
@@ -211,6 +237,7 @@ def write(directory, model_directory, media):
     if reason:
         return reason
     entries = []
+    bf16 = checkpoint.load(model_directory, torch.bfloat16).talker
     for name, (request, speaker, tokens, codes) in UTTERANCES.items():
         result = results[name]
         penalised = talk(model, batches[request], request, speaker, tokens, codes, PENALTY)
@@ -234,12 +261,14 @@ def write(directory, model_directory, media):
                 "thinker_max_tokens": tokens,
                 "talker_max_tokens": codes,
                 "repetition_penalty": PENALTY,
+                "bf16_error": rounded_errors(bf16, result),
                 "f32_error": {k: float(f"{errors[k]:.2e}") for k in ("dit.out", "mel", "waveform")},
             }
         )
-        wave = single["waveform"]
-        print(name, len(result["codes"]), entries[-1]["f32_error"], f"mel {single['mel'].min():.1f}..{single['mel'].max():.1f}",
-              f"wave std {wave.std():.3f} max {np.abs(wave).max():.3f}", flush=True)  # fmt: skip
+        wave = np.abs(single["waveform"]).max()
+        print(
+            entries[-1], f"mel {single['mel'].min():.1f}..{single['mel'].max():.1f} wave {wave:.2f}"
+        )
     text = json.dumps({"version": 1, "utterances": entries}, indent=1)
     (directory / "speech.json").write_text(text + "\n", encoding="utf-8")
     return None

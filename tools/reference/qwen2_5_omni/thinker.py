@@ -14,7 +14,16 @@ MIN_DISTINCT = 20
 MAX_BF16_ERROR = 1.6e-2
 CUT_BYTES = 5000  # a larger tensor is stored as evenly spaced rows
 # What lies inside a component, and the processors' output, is stored once a modality; boundaries always.
-INSIDE = ("patch_embed", "block0", "block1", "block2", "merger", "audio.layer0", "audio.layer2", "thinker.layer0")
+INSIDE = (
+    "patch_embed",
+    "block0",
+    "block1",
+    "block2",
+    "merger",
+    "audio.layer0",
+    "audio.layer2",
+    "thinker.layer0",
+)
 INSIDE_OF = ("req02", "req04", "req07")
 PIXELS_OF = ("req02", "req03", "req07")
 SOUND_OF = ("req04", "req05")
@@ -63,7 +72,11 @@ class Taps:
 
     def run(self, thinker, inputs):
         """Pictures are encoded before videos, each in one call."""
-        self.vision_names = [n for n, k in (("vision", "pixel_values"), ("video", "pixel_values_videos")) if k in inputs]
+        self.vision_names = [
+            n
+            for n, k in (("vision", "pixel_values"), ("video", "pixel_values_videos"))
+            if k in inputs
+        ]
         with torch.no_grad():
             return thinker(**inputs, use_cache=True)
 
@@ -75,7 +88,9 @@ class Taps:
 def float_inputs(batch, dtype, use_audio_in_video):
     out = {k: v for k, v in batch.items() if k != "video_second_per_grid"}
     if "video_second_per_grid" in batch:
-        out["video_second_per_grid"] = torch.as_tensor(batch["video_second_per_grid"], dtype=torch.float32)
+        out["video_second_per_grid"] = torch.as_tensor(
+            batch["video_second_per_grid"], dtype=torch.float32
+        )
     for k in ("pixel_values", "pixel_values_videos", "input_features"):
         if k in out:
             out[k] = out[k].to(dtype)
@@ -114,7 +129,9 @@ def run(thinker, proc, media, messages, use_audio_in_video, dtype=torch.float32,
     finally:
         taps.remove()
     length = inputs["input_ids"].shape[1]
-    out = {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in taps.seen.items()}
+    out = {
+        k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in taps.seen.items()
+    }
     out["input_ids"] = inputs["input_ids"][0].numpy()
     out["position_delta"] = thinker.rope_deltas.reshape(1).numpy()
     out["logits_prefill"] = first.logits[0].float().numpy()
@@ -135,7 +152,9 @@ def run(thinker, proc, media, messages, use_audio_in_video, dtype=torch.float32,
     if sounds:
         mask = batch["feature_attention_mask"].bool()
         out["audio.feature_lengths"] = mask.sum(-1).numpy()
-        features = batch["input_features"].permute(0, 2, 1)[mask]  # frames of all sounds, padding cut off
+        features = batch["input_features"].permute(0, 2, 1)[
+            mask
+        ]  # frames of all sounds, padding cut off
         out["audio.features"] = features.numpy()
         for i, samples in enumerate(sounds):
             out[f"audio.samples{i}"] = samples
@@ -192,7 +211,14 @@ def normalised_error(value, reference):
     return float(np.abs(value.astype(np.float64) - reference).max() / np.abs(reference).max())
 
 
-BOUNDARIES = ("vision.out", "video.out", "audio.out", "thinker.embeds", "thinker.hidden", "logits_prefill")
+BOUNDARIES = (
+    "vision.out",
+    "video.out",
+    "audio.out",
+    "thinker.embeds",
+    "thinker.hidden",
+    "logits_prefill",
+)
 
 
 def replay_all(thinker, proc, media, dtype, steps):
@@ -210,7 +236,10 @@ def unfit(results, rounded):
         if len(set(result["greedy_tokens"].tolist())) < MIN_DISTINCT:
             return f"{name}: only {len(set(result['greedy_tokens'].tolist()))} different tokens"
         for key in ("vision.out", "video.out", "audio.out"):
-            if key in result and (error := normalised_error(rounded[name][key], result[key])) > MAX_BF16_ERROR:
+            if (
+                key in result
+                and (error := normalised_error(rounded[name][key], result[key])) > MAX_BF16_ERROR
+            ):
                 return f"{name}: the bf16 reference is {error:.4f} off at {key}"
     return None
 
@@ -218,7 +247,9 @@ def unfit(results, rounded):
 def write(directory, model_directory, media):
     """Golden files of all requests and requests.json; returns why the seed is unfit, or None."""
     proc = preprocess.processor(model_directory)
-    results = replay_all(checkpoint.load(model_directory).thinker, proc, media, torch.float32, STEPS)
+    results = replay_all(
+        checkpoint.load(model_directory).thinker, proc, media, torch.float32, STEPS
+    )
     bf16 = checkpoint.load(model_directory, torch.bfloat16).thinker
     rounded = replay_all(bf16, proc, media, torch.bfloat16, 0)
     reason = unfit(results, rounded)
@@ -236,14 +267,26 @@ def write(directory, model_directory, media):
                 "use_audio_in_video": use_audio_in_video,
                 "prompt": preprocess.prompt(proc, messages),
                 "prompt_tokens": len(reference["input_ids"]),
-                "greedy_text": proc.tokenizer.decode(reference["greedy_tokens"], skip_special_tokens=True),
+                "greedy_text": proc.tokenizer.decode(
+                    reference["greedy_tokens"], skip_special_tokens=True
+                ),
                 "least_gap": round(float(reference["greedy_gap"].min()), 5),
                 "bf16_error": {
-                    k: round(normalised_error(rounded[name][k], reference[k]), 6) for k in BOUNDARIES if k in reference
+                    k: round(normalised_error(rounded[name][k], reference[k]), 6)
+                    for k in BOUNDARIES
+                    if k in reference
                 },
             }
         )
-        print(name, entries[-1]["prompt_tokens"], entries[-1]["least_gap"], entries[-1]["bf16_error"], flush=True)
-    text = json.dumps({"version": 1, "media": "media", "requests": entries}, indent=1, ensure_ascii=False)
+        print(
+            name,
+            entries[-1]["prompt_tokens"],
+            entries[-1]["least_gap"],
+            entries[-1]["bf16_error"],
+            flush=True,
+        )
+    text = json.dumps(
+        {"version": 1, "media": "media", "requests": entries}, indent=1, ensure_ascii=False
+    )
     (directory / "requests.json").write_text(text + "\n", encoding="utf-8")
     return None

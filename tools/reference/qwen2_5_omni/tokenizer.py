@@ -3,13 +3,21 @@
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from . import config
 
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 HERE = Path(__file__).parent
 
 
@@ -22,8 +30,12 @@ def train():
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
+    tokenizer.decoder = decoders.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=config.BASE_VOCAB,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -39,7 +51,11 @@ def train():
         ]
     )
     tokenizer.add_special_tokens(
-        [AddedToken(content, special=True, normalized=False) for content, special in config.ADDED_TOKENS if special]
+        [
+            AddedToken(content, special=True, normalized=False)
+            for content, special in config.ADDED_TOKENS
+            if special
+        ]
     )
     for content, token_id in config.TOKEN_ID.items():
         assert tokenizer.token_to_id(content) == token_id, content
@@ -62,9 +78,19 @@ def save(directory):
     write_json(directory / "added_tokens.json", dict(sorted(config.TOKEN_ID.items())))
 
     def special(content):
-        return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+        return {
+            "content": content,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+        }
 
-    extra = [content for content, is_special in config.ADDED_TOKENS if is_special and content != "<|endoftext|>"]
+    extra = [
+        content
+        for content, is_special in config.ADDED_TOKENS
+        if is_special and content != "<|endoftext|>"
+    ]
     write_json(
         directory / "special_tokens_map.json",
         {
