@@ -20,12 +20,12 @@
 
 enum { CHILD_SOCKET = 3 };
 
-/* Owned by the thread that has it acquired; by the pool's mutex otherwise. */
+/* Owned by the thread that has it acquired, by the pool's mutex otherwise. */
 typedef struct {
     pid_t pid;  /* 0: not running */
     int socket; /* our end */
     bool ready; /* its sandbox stands */
-    bool busy;
+    bool busy;  /* acquired; of the mutex at all times */
 } process;
 
 struct cs_media_pool {
@@ -96,7 +96,9 @@ static bool process_start(cs_media_pool *pool, process *p, cs_decoder_kind kind,
         close(pair[0]);
         return cs_fail_errno(error, result, "media decoder: cannot start its process");
     }
-    *p = (process){.pid = pid, .socket = pair[0], .busy = p->busy};
+    p->pid = pid;
+    p->socket = pair[0];
+    p->ready = false;
     const cs_media_limits *limits = &pool->options.limits;
     cs_decoder_setup setup = {
         .kind = kind,
