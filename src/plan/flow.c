@@ -146,6 +146,14 @@ void cs_flow_free(cs_flow *flow)
     g_free(flow);
 }
 
+/* Work of a stage, with its other half where the two may not be split. */
+static double unit_work(const cs_problem *p, size_t e, size_t s, size_t t)
+{
+    double work = cs_problem_work(p, e, s, t);
+    return p->stages[s].inseparable ? work + cs_problem_work(p, e, (size_t)p->stages[s].twin, t)
+                                    : work;
+}
+
 /* Work of (stage, type) on every executor type relative to the first that hosts it, into out.
  * Returns the work there, 0 if the stage costs the type nothing. */
 static double relative_cost(const cs_problem *p, size_t s, size_t t, double *out)
@@ -153,10 +161,9 @@ static double relative_cost(const cs_problem *p, size_t s, size_t t, double *out
     double first = 0;
     for (size_t e = 0; e < p->n_execs; e++)
         if (first <= 0 && (p->execs[e].mask >> s & 1))
-            first = cs_problem_work(p, e, s, t);
+            first = unit_work(p, e, s, t);
     for (size_t e = 0; e < p->n_execs; e++)
-        out[e] = (p->execs[e].mask >> s & 1) ? cs_problem_work(p, e, s, t) / MAX(first, 1e-30)
-                                             : INFINITY;
+        out[e] = (p->execs[e].mask >> s & 1) ? unit_work(p, e, s, t) / MAX(first, 1e-30) : INFINITY;
     return first;
 }
 
@@ -188,6 +195,10 @@ cs_flow *cs_flow_new(const cs_problem *p)
             flow->of[i] = -1;
             if (!(p->types[t].stages >> s & 1))
                 continue;
+            if (p->stages[s].inseparable && p->stages[s].role == CS_ROLE_DECODE) {
+                flow->of[i] = flow->of[(size_t)p->stages[s].twin * p->n_types + t];
+                continue;
+            }
             flow->scale[i] = relative_cost(p, s, t, cost);
             size_t k = 0;
             while (k < flow->n_commodities &&
