@@ -43,6 +43,8 @@ struct cs_encoder_engine {
     cs_encoder_item *items;
     cs_shared_tensor **outputs;
     uint32_t batch_capacity;
+    guint first_computed, n_computed; /* of the batch, in the component now */
+    int64_t yielded_us;               /* of that, others had the device */
 };
 
 /* ---- Lives ---- */
@@ -243,14 +245,49 @@ static void take_batch(cs_encoder_engine *engine)
     engine->stats.batch_cost += cost;
 }
 
+static bool wanted(const cs_encoder_job *job)
+{
+    while (job && g_atomic_int_get(&job->cancelled))
+        job = job->same;
+    return job != NULL;
+}
+
+static bool is_closed(cs_encoder_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    bool closed = engine->closed;
+    pthread_mutex_unlock(&engine->lock);
+    return closed;
+}
+
+/* Between layers: who waits for the device has a turn, so that a large item holds up an LLM's steps
+ * by a layer at most. */
+static bool yield(void *user)
+{
+    cs_encoder_engine *engine = user;
+    int64_t start = cs_now_us();
+    cs_turn_give(engine->options.turn);
+    cs_turn_take(engine->options.turn);
+    engine->yielded_us += cs_now_us() - start;
+    if (is_closed(engine))
+        return false;
+    for (guint i = engine->first_computed; i < engine->first_computed + engine->n_computed; i++)
+        if (wanted(engine->batch->pdata[i]))
+            return true;
+    return false;
+}
+
 static bool forward(cs_encoder_engine *engine, guint first, guint n, GError **error)
 {
     cs_encoder *encoder = engine->encoder;
+    engine->first_computed = first;
+    engine->n_computed = n;
+    engine->yielded_us = 0;
     cs_turn_take(engine->options.turn);
     int64_t start = cs_now_us();
     bool ok =
         encoder->ops->forward(encoder, n, engine->items + first, engine->outputs + first, error);
-    int64_t took_us = cs_now_us() - start;
+    int64_t took_us = cs_now_us() - start - engine->yielded_us;
     cs_turn_give(engine->options.turn);
     pthread_mutex_lock(&engine->lock);
     engine->stats.batches++;
@@ -296,13 +333,16 @@ static void run_batch(cs_encoder_engine *engine)
         engine->outputs[i] = NULL;
     }
     bool together = forward(engine, 0, n, &batch_error);
+    bool given_up = !together && is_closed(engine);
     for (guint i = 0; i < n; i++) {
         g_autoptr(GError) error = NULL;
-        if (!together && n == 1)
+        if (given_up)
+            cs_fail(&error, CS_ERROR_CANCELLED, "%s: the engine ends", engine->name);
+        else if (!together && n == 1)
             error = g_steal_pointer(&batch_error);
-        else if (!together)
+        else if (!together && wanted(engine->batch->pdata[i]))
             forward(engine, i, 1, &error);
-        end_computed(engine, engine->batch->pdata[i], error ? NULL : engine->outputs[i], error);
+        end_computed(engine, engine->batch->pdata[i], engine->outputs[i], error);
     }
 }
 
@@ -382,6 +422,8 @@ cs_encoder_engine *cs_encoder_engine_new(cs_encoder *encoder,
     cs_encoder_engine *engine = g_new0(cs_encoder_engine, 1);
     engine->refs = 1;
     engine->encoder = encoder;
+    encoder->yield = yield;
+    encoder->yield_user = engine;
     pthread_mutex_init(&engine->lock, NULL);
     pthread_cond_init(&engine->has_queued, NULL);
     pthread_cond_init(&engine->has_ready, NULL);

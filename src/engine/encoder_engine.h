@@ -6,6 +6,9 @@
  * are computed once. When a batch fails its items are tried one by one, so that a bad one ends only
  * itself.
  *
+ * Engines that share a device take turns between the encoder's layers, not only between its
+ * batches; a batch that nobody wants any more is given up there.
+ *
  *   submit -> prepare (workers) -> ready -> forward (engine's thread, in batches) -> on_done
  *
  * Threads: every function may be called from any thread. on_done comes from the engine's thread or
@@ -60,8 +63,8 @@ typedef struct {
 cs_encoder_job *cs_encoder_engine_submit(cs_encoder_engine *engine,
                                          const cs_encoder_job_options *options, GError **error);
 
-/* on_done comes with CS_ERROR_CANCELLED unless the job was done: before the next batch, or with the
- * batch that computes it now. */
+/* on_done comes with CS_ERROR_CANCELLED unless the job was done: before the next batch, with the
+ * batch that computes it now, or after a layer when it is alone. */
 void cs_encoder_job_cancel(cs_encoder_job *job);
 /* Gives the handle back, before or after on_done; it does not cancel. */
 void cs_encoder_job_release(cs_encoder_job *job);

@@ -6,7 +6,8 @@
 #ifndef CS_MODELS_ENCODER_H
 #define CS_MODELS_ENCODER_H
 
-#include "tensor/tensor.h"
+#include "base/error.h"
+#include "tensor/compute.h"
 
 typedef struct {
     /* Image, video: patches [n_patches, patch_dim] f32 in the family's order. Audio: log-mel
@@ -40,6 +41,22 @@ typedef struct {
 struct cs_encoder {
     const cs_encoder_ops *ops;
     uint32_t output_size;
+    /* Set by the engine, or NULL. forward calls it between layers: others may use the device then.
+     * False: nobody wants the outputs any more. */
+    bool (*yield)(void *user);
+    void *yield_user;
 };
+
+/* For forward, between layers: first finishes what is queued, so that a fault stays with whom it
+ * belongs to. Scratch tensors keep their contents. */
+static inline bool cs_encoder_yield(const cs_encoder *encoder, cs_compute *compute, GError **error)
+{
+    if (!encoder->yield)
+        return true;
+    if (!cs_compute_sync(compute, error))
+        return false;
+    return encoder->yield(encoder->yield_user) ||
+           cs_fail(error, CS_ERROR_CANCELLED, "encoder: nobody wants the outputs any more");
+}
 
 #endif

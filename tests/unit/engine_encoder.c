@@ -13,6 +13,7 @@ typedef struct {
     gint n_forwards, n_items, max_batch, max_cost, busy;
     gint fail_value; /* a batch with an item whose first number is this fails */
     gint step_us;
+    gint n_layers, layers_done; /* it yields after each */
 } fake_encoder;
 
 static uint32_t output_tokens(const cs_encoder *encoder, const cs_encoder_item *item)
@@ -49,8 +50,12 @@ static bool forward(cs_encoder *encoder, uint32_t n, const cs_encoder_item *item
     g_atomic_int_set(&fake->busy, 1);
     pthread_mutex_lock(&fake->gate);
     pthread_mutex_unlock(&fake->gate);
-    if (fake->step_us > 0)
+    for (gint layer = 0; layer < fake->n_layers; layer++) {
         g_usleep((gulong)fake->step_us);
+        g_atomic_int_add(&fake->layers_done, 1);
+        if (!encoder->yield(encoder->yield_user))
+            return cs_fail(error, CS_ERROR_CANCELLED, "fake: given up");
+    }
     for (uint32_t i = 0; i < n; i++) {
         cost += (gint)items[i].input.rows;
         if (fake->fail_value != 0 && *(const float *)items[i].input.data == fake->fail_value)
@@ -438,6 +443,66 @@ static void test_turn(void)
     cs_turn_give(NULL);
 }
 
+/* Another engine on the device waits for a layer, not for a batch. */
+static void test_turn_between_layers(void)
+{
+    g_autoptr(cs_turn) turn = cs_turn_new();
+    fixture f = {.options = {.turn = turn}};
+    start(&f);
+    f.fake->n_layers = 50;
+    f.fake->step_us = 1000;
+    client *c = begin(&f, 20, 1, 0);
+    while (g_atomic_int_get(&f.fake->layers_done) == 0)
+        g_usleep(500);
+    gint least = G_MAXINT; /* this thread may sleep before it asks: the least of a few counts */
+    for (int i = 0; i < 5; i++) {
+        gint before = g_atomic_int_get(&f.fake->layers_done);
+        cs_turn_take(turn);
+        gint at = g_atomic_int_get(&f.fake->layers_done);
+        least = MIN(least, at - before);
+        g_usleep(2000);
+        g_assert_cmpint(g_atomic_int_get(&f.fake->layers_done), ==, at);
+        cs_turn_give(turn);
+    }
+    g_assert_cmpint(least, <=, 1);
+    check(c);
+    g_assert_cmpint(f.fake->layers_done, ==, 50);
+    stop(&f);
+}
+
+/* A batch that nobody wants is given up after a layer; one that somebody wants is not. */
+static void test_given_up(void)
+{
+    fixture f = {0};
+    start(&f);
+    f.fake->n_layers = 2000;
+    f.fake->step_us = 1000;
+    client *c = begin(&f, 20, 1, 0);
+    while (g_atomic_int_get(&f.fake->layers_done) == 0)
+        g_usleep(500);
+    cs_encoder_job_cancel(c->job);
+    check_fails(c, CS_ERROR_CANCELLED);
+    g_assert_cmpint(f.fake->layers_done, <, 1000);
+    g_atomic_int_set(&f.fake->n_layers, 5);
+    client *first = block_device(&f), *cancelled = begin(&f, 20, 2, 2), *same = begin(&f, 20, 2, 2);
+    wait_ready(&f, 2);
+    open_gate(&f);
+    cs_encoder_job_cancel(cancelled->job);
+    check_fails(cancelled, CS_ERROR_CANCELLED);
+    check(first);
+    check(same);
+    /* And so is one that runs when the engine ends. */
+    f.fake->n_layers = 5000;
+    client *last = begin(&f, 20, 1, 0);
+    gint before = g_atomic_int_get(&f.fake->layers_done);
+    while (g_atomic_int_get(&f.fake->layers_done) == before)
+        g_usleep(500);
+    int64_t start_us = g_get_monotonic_time();
+    stop(&f);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 2000000);
+    check_fails(last, CS_ERROR_CANCELLED);
+}
+
 static void test_stress(void)
 {
     fixture f = {.options = {.n_workers = 3, .cache_bytes = 4000, .max_batch_cost = 150}};
@@ -484,6 +549,8 @@ int main(int argc, char **argv)
     g_test_add_func("/encoder/refusals", test_refusals);
     g_test_add_func("/encoder/engine-ends-with-jobs", test_engine_ends_with_jobs);
     g_test_add_func("/encoder/turn", test_turn);
+    g_test_add_func("/encoder/turn-between-layers", test_turn_between_layers);
+    g_test_add_func("/encoder/given-up", test_given_up);
     g_test_add_func("/encoder/stress", test_stress);
     return g_test_run();
 }

@@ -302,11 +302,14 @@ static bool audio_forward(cs_encoder *encoder, uint32_t n, const cs_encoder_item
     cs_tensor x1 = convolve(a, chunks, NULL, frames, 1, a->conv1, &a->conv1_bias);
     cs_tensor x = convolve(a, chunks, &x1, rows, 2, a->conv2, &a->conv2_bias);
     add_positions(a, starts, &x);
-    for (int64_t i = 0; i < a->config.n_layers; i++)
+    bool ok = true;
+    for (int64_t i = 0; i < a->config.n_layers && ok; i++) {
         run_layer(a, &a->layers[i], starts, &x);
+        ok = cs_encoder_yield(encoder, compute, error);
+    }
 
     cs_shared_tensor **made = g_new0(cs_shared_tensor *, n);
-    bool ok = cs_compute_sync(compute, error) && collect(a, &x, n, items, made, error);
+    ok = ok && cs_compute_sync(compute, error) && collect(a, &x, n, items, made, error);
     for (uint32_t i = 0; i < n; i++) {
         if (ok)
             outputs[i] = made[i];

@@ -369,12 +369,15 @@ static bool vision_forward(cs_encoder *encoder, uint32_t n, const cs_encoder_ite
     cs_tensor patches = arrange_patches(v, &l, n, items);
     cs_op_linear(compute, &x, &patches, v->patch_embed, NULL);
     cs_compute_release(compute, input_mark);
-    for (int64_t i = 0; i < v->config.depth; i++)
+    bool ok = true;
+    for (int64_t i = 0; i < v->config.depth && ok; i++) {
         run_block(v, i, &l, &x, &rope);
-    cs_tensor merged = merge(v, &x);
+        ok = cs_encoder_yield(encoder, compute, error);
+    }
+    cs_tensor merged = ok ? merge(v, &x) : (cs_tensor){0};
 
     cs_shared_tensor **made = g_new0(cs_shared_tensor *, n);
-    bool ok = cs_compute_sync(compute, error) && collect(v, &l, &merged, n, items, made, error);
+    ok = ok && cs_compute_sync(compute, error) && collect(v, &l, &merged, n, items, made, error);
     for (uint32_t i = 0; i < n; i++) {
         if (ok)
             outputs[i] = made[i];
