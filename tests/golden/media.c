@@ -288,7 +288,7 @@ static double compare_mel(const cs_mel *mel, const float *reference, const int32
     for (size_t i = 0; i < n; i++)
         for (size_t m = 0; m < mel->n_mels; m++) {
             double want = (double)reference[i * mel->n_mels + m];
-            double got = (double)mel->data[m * mel->n_frames + (size_t)rows[i]];
+            double got = (double)mel->data[(size_t)rows[i] * mel->n_mels + m];
             worst = fmax(worst, fabs(got - want));
             largest = fmax(largest, fabs(want));
         }

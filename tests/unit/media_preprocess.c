@@ -230,7 +230,7 @@ static void assert_mel(const float *x, size_t n)
     for (size_t f = 0; f < mel.n_frames; f++)
         for (size_t m = 0; m < MELS; m++) {
             double expected = (fmax(want[f][m], most - 8) + 4) / 4;
-            g_assert_cmpfloat(fabs((double)mel.data[m * mel.n_frames + f] - expected), <, 2e-5);
+            g_assert_cmpfloat(fabs((double)mel.data[f * MELS + m] - expected), <, 2e-5);
         }
 }
 

@@ -211,9 +211,10 @@ typedef struct {
     f32x8 power[BINS];
 } scratch;
 
-/* Eight frames beginning at samples[0], [hop], ...: log10 of the mel powers to out[m * stride]. */
+/* Eight frames beginning at samples[0], [hop], ...: log10 of the mel powers to out [n_mels][LANES].
+ */
 static INLINE void frames_body(const cs_mel_extractor *e, const float *samples, scratch *s,
-                               float *out, size_t stride)
+                               float *out)
 {
     uint32_t hop = e->config.hop_length;
     for (uint32_t i = 0; i < HALF; i++)
@@ -234,24 +235,23 @@ static INLINE void frames_body(const cs_mel_extractor *e, const float *samples, 
         i32x8 low = sum < 1e-10f;
         sum = (f32x8)(((i32x8)sum & ~low) | ((i32x8)((f32x8){0} + 1e-10f) & low));
         log10_lanes(&sum);
-        memcpy(out + m * stride, &sum, sizeof sum);
+        memcpy(out + m * LANES, &sum, sizeof sum);
     }
 }
 
 typedef void frames_function(const cs_mel_extractor *e, const float *samples, scratch *s,
-                             float *out, size_t stride);
+                             float *out);
 
-static void frames_portable(const cs_mel_extractor *e, const float *samples, scratch *s, float *out,
-                            size_t stride)
+static void frames_portable(const cs_mel_extractor *e, const float *samples, scratch *s, float *out)
 {
-    frames_body(e, samples, s, out, stride);
+    frames_body(e, samples, s, out);
 }
 
 #ifdef __x86_64__
 __attribute__((target("avx2,fma"))) static void
-frames_avx2(const cs_mel_extractor *e, const float *samples, scratch *s, float *out, size_t stride)
+frames_avx2(const cs_mel_extractor *e, const float *samples, scratch *s, float *out)
 {
-    frames_body(e, samples, s, out, stride);
+    frames_body(e, samples, s, out);
 }
 #endif
 
@@ -294,31 +294,36 @@ static bool check_samples(const cs_mel_extractor *e, const float *samples, size_
     return true;
 }
 
-/* Fills logs [n_mels][stride] with log10 mel powers of frames [0, stride). */
+/* Fills logs [n_groups][n_mels][LANES] with log10 mel powers of the first n_groups * LANES frames.
+ */
 static void all_frames(const cs_mel_extractor *e, const float *samples, size_t n_samples,
-                       float *logs, size_t stride, scratch *s)
+                       float *logs, size_t n_groups, scratch *s)
 {
     frames_function *frames = choose_frames();
-    uint32_t hop = e->config.hop_length;
-    size_t span = (LANES - 1) * (size_t)hop + N_FFT;
+    size_t hop = e->config.hop_length, span = (LANES - 1) * hop + N_FFT;
     g_autofree float *edge = g_new(float, span);
-    for (size_t frame = 0; frame < stride; frame += LANES) {
-        int64_t at = (int64_t)(frame * hop) - N_FFT / 2;
+    for (size_t g = 0; g < n_groups; g++) {
+        int64_t at = (int64_t)(g * LANES * hop) - N_FFT / 2;
         const float *in = edge;
         if (at >= 0 && (size_t)at + span <= n_samples)
             in = samples + at;
         else
             copy_padded(e, samples, n_samples, at, span, edge);
-        frames(e, in, s, logs + frame, stride);
+        frames(e, in, s, logs + g * LANES * e->config.n_mels);
     }
 }
 
-static float maximum(const float *logs, size_t rows, size_t stride, size_t columns)
+/* Of the first n_frames. */
+static float maximum(const float *logs, size_t n_mels, size_t n_frames)
 {
     float most = logs[0];
-    for (size_t r = 0; r < rows; r++)
-        for (size_t i = 0; i < columns; i++)
-            most = logs[r * stride + i] > most ? logs[r * stride + i] : most;
+    for (size_t frame = 0; frame < n_frames; frame += LANES) {
+        size_t lanes = MIN(n_frames - frame, LANES);
+        const float *group = logs + frame * n_mels;
+        for (size_t m = 0; m < n_mels; m++)
+            for (size_t lane = 0; lane < lanes; lane++)
+                most = group[m * LANES + lane] > most ? group[m * LANES + lane] : most;
+    }
     return most;
 }
 
@@ -332,8 +337,9 @@ bool cs_mel_extract(const cs_mel_extractor *e, const float *samples, size_t n_sa
     /* Frames that samples reach, though the model does not see the last of them: all count for the
      * maximum. */
     size_t reached = MIN((n_samples + N_FFT / 2 - 1) / hop + 1, e->config.max_samples / hop);
-    size_t stride = (MAX(reached, n_frames) + LANES - 1) / LANES * LANES;
-    g_autofree float *logs = g_try_malloc_n(stride, n_mels * sizeof(float));
+    reached = MAX(reached, n_frames);
+    size_t n_groups = (reached + LANES - 1) / LANES;
+    g_autofree float *logs = g_try_malloc_n(n_groups * LANES, n_mels * sizeof(float));
     cs_mel made = {g_try_malloc_n(n_frames, n_mels * sizeof(float)), (uint32_t)n_mels, n_frames};
     scratch *s = aligned_alloc(32, (sizeof *s + 31) / 32 * 32);
     if (!logs || !made.data || !s) {
@@ -341,12 +347,14 @@ bool cs_mel_extract(const cs_mel_extractor *e, const float *samples, size_t n_sa
         g_free(made.data);
         return cs_fail(error, CS_ERROR_BUSY, "audio: no memory for %zu frames", n_frames);
     }
-    all_frames(e, samples, n_samples, logs, stride, s);
+    all_frames(e, samples, n_samples, logs, n_groups, s);
     free(s);
-    float floor = maximum(logs, n_mels, stride, MAX(reached, n_frames)) - 8.0f;
-    for (size_t m = 0; m < n_mels; m++)
-        for (size_t i = 0; i < n_frames; i++)
-            made.data[m * n_frames + i] = (fmaxf(logs[m * stride + i], floor) + 4.0f) / 4.0f;
+    float floor = maximum(logs, n_mels, reached) - 8.0f;
+    for (size_t i = 0; i < n_frames; i++) {
+        const float *column = logs + i / LANES * LANES * n_mels + i % LANES;
+        for (size_t m = 0; m < n_mels; m++)
+            made.data[i * n_mels + m] = (fmaxf(column[m * LANES], floor) + 4.0f) / 4.0f;
+    }
     *mel = made;
     return true;
 }

@@ -16,7 +16,7 @@
 typedef struct cs_mel_extractor cs_mel_extractor;
 
 typedef struct {
-    float *data; /* [n_mels][n_frames] */
+    float *data; /* [n_frames][n_mels]: the encoder's order, the reference's transposed */
     uint32_t n_mels;
     size_t n_frames;
 } cs_mel;
