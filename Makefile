@@ -3,14 +3,14 @@ BUILD ?= build
 MESON = meson setup --warnlevel 2
 WERROR ?= false
 
-.PHONY: all help deps run test asan tsan bench fuzz lint format clean
+.PHONY: all help deps run test asan tsan bench fuzz lint format clean demo-model
 
 all: deps ## build the one binary, build/cornserve
 	@test -f $(BUILD)/build.ninja || meson setup $(BUILD) -Dwerror=$(WERROR)
 	@ninja -C $(BUILD)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 deps: ## install the Debian packages that are missing
 	@tools/install-packages
@@ -28,6 +28,9 @@ tsan: deps ## the threaded parts under ThreadSanitizer
 	@test -f build-tsan/build.ninja || meson setup build-tsan -Db_sanitize=thread -Db_lundef=false
 	@ninja -C build-tsan
 	@meson test -C build-tsan --print-errorlogs --timeout-multiplier 10
+
+demo-model: all ## make the small trained checkpoint again from its seed (hours) and print its accuracy
+	@tools/demo/make all
 
 clean: ## remove the build directories
 	rm -rf build build-asan build-tsan build-fuzz

@@ -1,0 +1,534 @@
+"""Pools of drawn pictures and spoken sentences on disk, and the conversations made from them.
+
+Drawing and speaking cost more than training on them, so both are done once (build) and every conversation draws from
+the pools: a picture is asked many different questions over a training.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pathlib
+import pickle
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+import grammar
+import network
+import pictures
+import speech
+import tokenizer as tokens
+
+GRID_INDEX = {grid: k for k, grid in enumerate(network.GRIDS)}
+CLIP_GRID_INDEX = {grid: k for k, grid in enumerate(network.CLIP_GRIDS)}
+CLIP_FRAMES = 4  # two seconds, sampled twice a second
+CHUNK = 2 * network.CONFIG["a_window"]
+# Labels of the vision encoder's auxiliary loss.
+NO_COLOR, NO_SHAPE = len(grammar.COLORS), len(grammar.SHAPES)
+
+
+# --- Building the pools -----------------------------------------------------------------------------------------------
+
+
+def _labels(scene, spots, rows, columns):
+    """Per patch the colour under its centre; per merged token the thing whose centre it holds: shape, colour, size."""
+    under = np.full(pictures.MAX_PATCHES, NO_COLOR, np.int8)
+    held = np.full((pictures.MAX_PATCHES // 4, 3), -1, np.int8)
+    held[:, 0] = NO_SHAPE
+    for thing, (x, y, radius) in zip(scene.things, spots):
+        color, shape = grammar.COLORS.index(thing.color), grammar.SHAPES.index(thing.shape)
+        token = int(y * rows / 2) * (columns // 2) + int(x * columns / 2)
+        held[token] = shape, color, grammar.SIZES.index(thing.size)
+        short = min(rows, columns)
+        for row in range(rows):
+            for column in range(columns):
+                away = np.hypot(column + 0.5 - x * columns, row + 0.5 - y * rows) / short
+                hole = thing.shape == "ring" and away < radius * 0.6
+                if away < radius * 0.8 and not hole:
+                    merged = (row // 2) * (columns // 2) + column // 2
+                    under[4 * merged + 2 * (row % 2) + column % 2] = color
+    return under, held
+
+
+def _pad(cut, most=pictures.MAX_PATCHES):
+    out = np.zeros((most, pictures.PATCH_VALUES), np.uint8)
+    out[:cut.shape[0]] = cut
+    return out
+
+
+def _scene_item(rng, held_out):
+    scene = grammar.random_scene(rng, (1, 1, 1, 1.3))
+    picture, spots = pictures.draw_scene(rng, scene)
+    cut, rows, columns = pictures.patches(picture)
+    return [_pad(cut)], (GRID_INDEX[rows, columns], scene, *_labels(scene, spots, rows, columns))
+
+
+def _pair_item(rng, held_out):
+    first = grammar.random_scene(rng, (1, 1, 1, 0.5))
+    second, says = grammar.change(rng, first)
+    cuts = [pictures.patches(pictures.draw_scene(rng, scene)[0]) for scene in (first, second)]
+    return [_pad(cut) for cut, _, _ in cuts], ([GRID_INDEX[r, c] for _, r, c in cuts], first, second, says)
+
+
+def _clip_item(rng, held_out):
+    """Frames as drawn: resized, a clip would be twenty times as large."""
+    clip = grammar.random_clip(rng)
+    frames = [np.asarray(p) for p in pictures.draw_clip(rng, clip, CLIP_FRAMES)]
+    return [frame.reshape(-1) for frame in frames], (frames[0].shape, clip)
+
+
+_espeak = None
+
+
+def _said_item(rng, draw, held_out):
+    global _espeak
+    _espeak = _espeak or speech.Espeak()
+    text = draw(rng)
+    voice = speech.held_out_voice(rng, rng.random() < 0.25) if held_out else speech.random_voice(rng)
+    sound = speech.room(rng, _espeak.say(text, voice))
+    return [speech.mel(sound)], (text, _espeak.phonemes(text))
+
+
+def _question_item(rng, held_out):
+    return _said_item(rng, grammar.spoken_question, held_out)
+
+
+def _sentence_item(rng, held_out):
+    return _said_item(rng, grammar.spoken_sentence, held_out)
+
+
+# Name -> (how to draw one, how many at scale 1).
+POOLS = {"scenes": (_scene_item, 32000), "pairs": (_pair_item, 6000), "clips": (_clip_item, 4000),
+         "questions": (_question_item, 20000), "sentences": (_sentence_item, 20000)}
+STACKED = ("scenes", "pairs")  # parts of one size; those of the others follow one another
+SHARD = 400
+
+
+def _shard(job):
+    name, seed, index, count, folder, held_out = job
+    torch.set_num_threads(1)
+    rng = random.Random(f"{name} {seed} {index}")
+    path = pathlib.Path(folder) / f"{name}-{index:04d}"
+    if not path.with_suffix(".pkl").exists():
+        arrays, facts, sizes = [], [], []
+        for _ in range(count):
+            parts, fact = POOLS[name][0](rng, held_out)
+            arrays += parts
+            facts.append(fact)
+            sizes.append(len(parts) if name in STACKED else sum(len(part) for part in parts))
+        joined = (np.stack if name in STACKED else np.concatenate)(arrays)
+        np.save(path.with_suffix(".npy"), joined)
+        path.with_suffix(".pkl").write_bytes(pickle.dumps((facts, sizes)))
+
+
+def build(folder: pathlib.Path, seed: int, scale: float, held_out: bool = False, workers: int = 2) -> None:
+    """Draw the pools; held_out: with voices' settings that are never used otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for name, (_, count) in POOLS.items():
+        shards = max(1, round(count * scale / SHARD))
+        jobs += [(name, seed, index, SHARD, str(folder), held_out) for index in range(shards)]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for done, _ in enumerate(pool.imap_unordered(_shard, jobs), 1):
+            if done % 20 == 0:
+                print(f"pools: {done} of {len(jobs)} shards", flush=True)
+
+
+class Pool:
+    """A built pool: item(k) is (parts, facts).
+
+    Parts are patches [pictures, 64, 588], mel frames [frames, 128] or a clip's pixels [bytes].
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str):
+        self._arrays, self.facts, self._where = [], [], []
+        for path in sorted(folder.glob(f"{name}-*.pkl")):
+            facts, sizes = pickle.loads(path.read_bytes())
+            starts = np.concatenate(([0], np.cumsum(sizes)))
+            self._where += [(len(self._arrays), int(a), int(b)) for a, b in zip(starts[:-1], starts[1:])]
+            self._arrays.append(np.load(path.with_suffix(".npy"), mmap_mode="r"))
+            self.facts += facts
+
+    def __len__(self):
+        return len(self.facts)
+
+    def item(self, index: int):
+        array, start, end = self._where[index]
+        return self._arrays[array][start:end], self.facts[index]
+
+
+# --- Conversations ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Talk:
+    """A conversation in tokens. Media tokens hold -1 - k in ids, k counting the talk's media tokens."""
+
+    ids: list[int] = field(default_factory=list)
+    position: list[tuple[int, int, int]] = field(default_factory=list)
+    wanted: list[tuple[int, int, int]] = field(default_factory=list)  # place, the next token, answer number
+    answers: list[str] = field(default_factory=list)  # kind of each answer
+    stills: list = field(default_factory=list)  # (patches, grid, labels or None)
+    moving: list = field(default_factory=list)  # (first patches, second patches, grid)
+    sounds: list = field(default_factory=list)  # (mel, phonemes)
+    media: list[tuple[str, int, int]] = field(default_factory=list)  # kind, index in that list, token in it
+    next: int = 0  # next position
+
+    def plain(self, ids):
+        self.ids += ids
+        self.position += [(p, p, p) for p in range(self.next, self.next + len(ids))]
+        self.next += len(ids)
+
+
+class Writer:
+    """Turns turns into tokens as the chat template does."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer, self._cache = tokenizer, {}
+        self.special = {text: tokenizer.token_to_id(text) for text, _ in tokens.ADDED}
+
+    def ids(self, text: str) -> list[int]:
+        found = self._cache.get(text)
+        if found is None:
+            found = self._tokenizer.encode(text).ids
+            if len(self._cache) < 200000:
+                self._cache[text] = found
+        return found
+
+    def start(self, system: str) -> Talk:
+        talk = Talk()
+        talk.plain(self.ids(f"<|im_start|>system\n{system}<|im_end|>\n"))
+        return talk
+
+    def user(self, talk: Talk, parts) -> None:
+        talk.plain(self.ids("<|im_start|>user\n"))
+        for kind, value in parts:
+            getattr(self, "_" + kind)(talk, value)
+        talk.plain(self.ids("<|im_end|>\n<|im_start|>assistant\n"))
+
+    def assistant(self, talk: Talk, kind: str, text: str, wanted: bool = True) -> None:
+        ids = self.ids(text) + [self.special["<|im_end|>"]]
+        if wanted:
+            place = len(talk.ids) - 1
+            talk.wanted += [(place + k, token, len(talk.answers)) for k, token in enumerate(ids)]
+            talk.answers.append(kind)
+        talk.plain(ids + self.ids("\n"))
+
+    def _text(self, talk, text):
+        talk.plain(self.ids(text))
+
+    def _picture(self, talk, value):
+        patches, grid, labels = value
+        talk.stills.append((patches, grid, labels))
+        self._vision(talk, "still", [len(talk.stills) - 1], network.GRIDS[grid])
+
+    def _clip(self, talk, value):
+        frames, grid = value
+        talk.moving += [(frames[k], frames[k + 1], grid) for k in range(0, len(frames), 2)]
+        self._vision(talk, "moving", range(len(talk.moving) - len(frames) // 2, len(talk.moving)),
+                     network.CLIP_GRIDS[grid])
+
+    def _vision(self, talk, kind, slots, grid):
+        rows, columns = (side // 2 for side in grid)
+        talk.plain([self.special["<|vision_bos|>"]])
+        start, seconds_a_grid = talk.next, 1  # frames are sampled twice a second, two make a grid
+        for t, slot in enumerate(slots):
+            for k in range(rows * columns):
+                talk.ids.append(-1 - len(talk.media))
+                talk.media.append((kind, slot, k))
+                talk.position.append((start + t * seconds_a_grid * network.TOKENS_PER_SECOND, start + k // columns,
+                                      start + k % columns))
+        talk.next = max(max(p) for p in talk.position[-len(slots) * rows * columns:]) + 1
+        talk.plain([self.special["<|vision_eos|>"]])
+
+    def _sound(self, talk, value):
+        mel, phonemes = value
+        talk.plain([self.special["<|audio_bos|>"]])
+        count = network.audio_tokens(mel.shape[0])
+        for k in range(count):
+            talk.ids.append(-1 - len(talk.media))
+            talk.media.append(("sound", len(talk.sounds), k))
+            talk.position.append((talk.next + k,) * 3)
+        talk.next += count
+        talk.sounds.append((mel, phonemes))
+        talk.plain([self.special["<|audio_eos|>"]])
+
+
+class Talks:
+    """An endless supply of conversations."""
+
+    SYSTEMS = (grammar.SYSTEM,) * 18 + (tokens.LONG_SYSTEM, "You are a helpful assistant. Answer briefly.")
+    SHARES = {"typed": 30, "spoken": 26, "heard": 24, "pair": 9, "small": 6, "blind": 2}
+
+    def __init__(self, folder, tokenizer, seed, most: int):
+        self.rng, self.writer, self._most = random.Random(seed), Writer(tokenizer), most
+        self.scenes, self.pairs, self.clips, self.questions, self.sentences = (Pool(folder, n) for n in POOLS)
+        self._by_text: dict[str, list[int]] = {}
+        for k, (text, _) in enumerate(self.questions.facts):
+            self._by_text.setdefault(text, []).append(k)
+        self._prose = tokens.general_text()
+
+    def draw(self, kind: str | None = None) -> Talk:
+        kind = kind or self.rng.choices(list(self.SHARES), list(self.SHARES.values()))[0]
+        talk = self.writer.start(self.rng.choice(self.SYSTEMS))
+        return getattr(self, "_" + kind)(talk)
+
+    def _spoken_of(self, text: str):
+        """The sound of a question, or None when no voice has said it."""
+        found = self._by_text.get(text)
+        if not found:
+            return None
+        mel, (_, phonemes) = self.questions.item(self.rng.choice(found))
+        return ("sound", (mel, phonemes))
+
+    def _scene(self):
+        index = self.rng.randrange(len(self.scenes))
+        parts, (grid, scene, under, held) = self.scenes.item(index)
+        return ("picture", (parts[0], grid, (under, held))), scene
+
+    def _shuffled(self, *parts):
+        """Media mostly before the text, as clients send them."""
+        return list(parts) if self.rng.random() < 0.8 else list(reversed(parts))
+
+    def _room(self):
+        """How long a conversation may grow before it gets no further question: some stay short, and rows fill up."""
+        return self._most - 15 if self.rng.random() < 0.5 else self.rng.randrange(30, self._most)
+
+    def _turns(self, talk, scene, room, spoken_share):
+        """Further questions about the same picture while they fit."""
+        while len(talk.ids) < room:
+            kind, asked, answer = grammar.question(self.rng, scene)
+            sound = self._spoken_of(asked) if self.rng.random() < spoken_share else None
+            size = 16 + (network.audio_tokens(sound[1][0].shape[0]) if sound else len(self.writer.ids(asked)))
+            if len(talk.ids) + size > self._most:
+                return talk
+            self.writer.user(talk, [sound or ("text", asked)])
+            self.writer.assistant(talk, ("spoken " if sound else "typed ") + kind, answer)
+        return talk
+
+    def _typed(self, talk):
+        picture, scene = self._scene()
+        if self.rng.random() < 0.5:
+            kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.describe(scene)
+        else:
+            kind, asked, answer = grammar.question(self.rng, scene)
+        self.writer.user(talk, self._shuffled(picture, ("text", asked)))
+        self.writer.assistant(talk, "typed " + kind, answer)
+        return self._turns(talk, scene, self._room(), 0.0)
+
+    def _spoken(self, talk):
+        picture, scene = self._scene()
+        while True:
+            if self.rng.random() < 0.12:
+                kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.describe(scene)
+            else:
+                kind, asked, answer = grammar.question(self.rng, scene)
+            sound = self._spoken_of(asked)
+            if sound:
+                break
+        self.writer.user(talk, self._shuffled(picture, sound))
+        self.writer.assistant(talk, "spoken " + kind, answer)
+        return self._turns(talk, scene, self._room(), 0.7)
+
+    def _heard(self, talk):
+        pool = self.sentences if self.rng.random() < 0.75 else self.questions
+        mel, (text, phonemes) = pool.item(self.rng.randrange(len(pool)))
+        order = self._shuffled(("sound", (mel, phonemes)), ("text", self.rng.choice(grammar.TRANSCRIBE)))
+        self.writer.user(talk, order)
+        self.writer.assistant(talk, "transcribe", text)
+        return talk
+
+    def _pair(self, talk):
+        parts, (grids, first, second, says) = self.pairs.item(self.rng.randrange(len(self.pairs)))
+        asked = self.rng.choice(grammar.DIFFER)
+        sound = self._spoken_of(asked) if self.rng.random() < 0.3 else None
+        looks = [("picture", (parts[k], grids[k], None)) for k in range(2)]
+        self.writer.user(talk, looks + [sound or ("text", asked)])
+        self.writer.assistant(talk, "pair", says)
+        return talk
+
+    def _clip(self, talk):
+        cuts = []
+        while not cuts or cuts[0][1:] not in CLIP_GRID_INDEX:  # a rounded side may lead to a neighbouring grid
+            pixels, (size, clip) = self.clips.item(self.rng.randrange(len(self.clips)))
+            cuts = [pictures.patches(Image.fromarray(frame), clip=True) for frame in pixels.reshape(-1, *size)]
+        frames = [_pad(cut, pictures.MAX_CLIP_PATCHES) for cut, _, _ in cuts]
+        _, asked, answer = grammar.clip_question(self.rng, clip)
+        sound = self._spoken_of(asked) if self.rng.random() < 0.3 else None
+        shown = ("clip", (frames, CLIP_GRID_INDEX[cuts[0][1:]]))
+        self.writer.user(talk, self._shuffled(shown, sound or ("text", asked)))
+        self.writer.assistant(talk, "clip", answer)
+        while len(talk.ids) < self._most - 25:
+            _, asked, answer = grammar.clip_question(self.rng, clip)
+            self.writer.user(talk, [("text", asked)])
+            self.writer.assistant(talk, "clip", answer)
+        return talk
+
+    def _small(self, talk):
+        while True:
+            if self.rng.random() < 0.5:
+                asked, answer = self.rng.choice(grammar.SMALL_TALK)
+                asked = self.rng.choice(asked)
+                sound = self._spoken_of(asked) if self.rng.random() < 0.4 else None
+                self.writer.user(talk, [sound or ("text", asked)])
+                self.writer.assistant(talk, "small talk", answer)
+            else:
+                self.writer.user(talk, [("text", grammar.unknown_question(self.rng, self._prose))])
+                self.writer.assistant(talk, "unknown", grammar.UNKNOWN)
+            if self.rng.random() < 0.4 or len(talk.ids) > self._most - 45:
+                return talk
+
+    def _blind(self, talk):
+        while True:
+            _, asked, _ = grammar.question(self.rng, grammar.random_scene(self.rng))
+            sound = self._spoken_of(asked) if self.rng.random() < 0.4 else None
+            self.writer.user(talk, [sound or ("text", asked)])
+            self.writer.assistant(talk, "no picture", grammar.NO_PICTURE)
+            if self.rng.random() < 0.5 or len(talk.ids) > self._most - 70:
+                return talk
+
+
+# --- Batches of fixed shape -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int = 48
+    length: int = 160
+    stills: int = 60
+    moving: int = 0
+    patches: int = pictures.MAX_PATCHES
+    chunks: int = 60
+    sounds: int = 42
+    wanted: int = 1536
+    phonemes: int = 96
+    kind: str | None = None  # of all conversations, if not mixed
+
+
+# Clips are long: 144 tokens a frame pair.
+CLIPS = Shape(rows=6, length=384, stills=0, moving=12, patches=pictures.MAX_CLIP_PATCHES, chunks=6, sounds=6,
+              wanted=256, kind="clip")
+
+
+class Packer:
+    """Packs conversations into batches; what does not fit waits for the next batch."""
+
+    def __init__(self, talks: Talks, shape: Shape, alphabet: str):
+        self._talks, self._shape, self._waiting = talks, shape, []
+        self._letters = {letter: k + 1 for k, letter in enumerate(alphabet)}
+
+    def _room(self, used, talk):
+        s = self._shape
+        chunks = sum(-(-mel.shape[0] // CHUNK) for mel, _ in talk.sounds)
+        new = [u + n for u, n in zip(used, (len(talk.stills), len(talk.moving), chunks, len(talk.sounds),
+                                            len(talk.wanted)))]
+        fits = all(n <= most for n, most in zip(new, (s.stills, s.moving, s.chunks, s.sounds, s.wanted)))
+        return new if fits else None
+
+    def _choose(self):
+        """Conversations of every row: the oldest that waits, then the longest that still fits, and so on."""
+        s, used, rows = self._shape, [0] * 5, []
+        for _ in range(s.rows):
+            row, left = [], s.length
+            while True:
+                while len(self._waiting) < 2 * s.rows:
+                    self._waiting.append(self._draw())
+                fitting = [(len(talk.ids), -k) for k, talk in enumerate(self._waiting)
+                           if len(talk.ids) <= left and self._room(used, talk)]
+                if not fitting:
+                    break
+                talk = self._waiting.pop(-(max(fitting)[1] if row else max(k for _, k in fitting)))
+                row.append(talk)
+                left, used = left - len(talk.ids), self._room(used, talk)
+            rows.append(row)
+        return rows
+
+    def _draw(self):
+        while True:
+            talk = self._talks.draw(self._shape.kind)
+            if len(talk.ids) <= self._shape.length and all(len(p) <= self._shape.phonemes for _, p in talk.sounds):
+                return talk
+
+    def batch(self) -> dict:
+        s, v = self._shape, network.CONFIG["vocabulary"]
+        b = {"index": np.zeros((s.rows, s.length), np.int64), "position": np.zeros((s.rows, s.length, 3), np.int64),
+             "segment": np.full((s.rows, s.length), -1, np.int64), "wanted": np.zeros(s.wanted, np.int64),
+             "label": np.full(s.wanted, -100, np.int64), "answer": np.full(s.wanted, -1, np.int64),
+             "pixels": np.zeros((s.stills + 2 * s.moving, s.patches, pictures.PATCH_VALUES), np.uint8),
+             "grid": np.zeros(s.stills + s.moving, np.int64),
+             "under": np.full((s.stills, s.patches), -100, np.int64),
+             "held": np.full((s.stills, s.patches // 4, 3), -100, np.int64),
+             "mel": np.zeros((s.chunks, CHUNK, speech.BINS), np.float16), "frames": np.ones(s.chunks, np.int64),
+             "sound_index": np.zeros((s.sounds, 120), np.int64), "sound_length": np.ones(s.sounds, np.int64),
+             "phonemes": np.zeros((s.sounds, s.phonemes), np.int64), "phoneme_count": np.zeros(s.sounds, np.int64)}
+        kinds: list[str] = []
+        still = moving = chunk = sound = place = 0
+        per_picture = s.patches // 4
+        first_sound = v + per_picture * (s.stills + s.moving)
+        for r, row in enumerate(self._choose()):
+            at = 0
+            for number, talk in enumerate(row):
+                starts = []
+                for mel, phonemes in talk.sounds:
+                    starts.append(first_sound + 50 * chunk)
+                    count = network.audio_tokens(mel.shape[0])
+                    b["sound_index"][sound, :count] = 50 * chunk + np.arange(count)
+                    b["sound_length"][sound] = count
+                    spelled = [self._letters[letter] for letter in phonemes if letter in self._letters]
+                    b["phonemes"][sound, :len(spelled)], b["phoneme_count"][sound] = spelled, len(spelled)
+                    sound += 1
+                    for start in range(0, mel.shape[0], CHUNK):
+                        part = mel[start:start + CHUNK]
+                        b["mel"][chunk, :part.shape[0]], b["frames"][chunk] = part, part.shape[0]
+                        chunk += 1
+                base = {"still": v + per_picture * still, "moving": v + per_picture * (s.stills + moving)}
+                for patches, grid, labels in talk.stills:
+                    b["pixels"][still], b["grid"][still] = patches, grid
+                    if labels is not None:
+                        b["under"][still], b["held"][still] = labels
+                        cells = network.GRIDS[grid][0] * network.GRIDS[grid][1]
+                        b["under"][still, cells:], b["held"][still, cells // 4:] = -100, -100
+                    still += 1
+                for first, second, grid in talk.moving:
+                    b["pixels"][s.stills + moving], b["pixels"][s.stills + s.moving + moving] = first, second
+                    b["grid"][s.stills + moving] = grid
+                    moving += 1
+                media = [starts[i] + k if kind == "sound" else base[kind] + per_picture * i + k for kind, i, k in talk.media]
+                end = at + len(talk.ids)
+                b["index"][r, at:end] = [t if t >= 0 else media[-1 - t] for t in talk.ids]
+                b["position"][r, at:end], b["segment"][r, at:end] = talk.position, number
+                for where, token, answer in talk.wanted:
+                    b["wanted"][place], b["label"][place] = r * s.length + at + where, token
+                    b["answer"][place] = len(kinds) + answer
+                    place += 1
+                kinds += talk.answers
+                at = end
+        b["held"][b["held"] == -1] = -100
+        return {name: torch.from_numpy(array) for name, array in b.items()} | {"kinds": kinds, "shape": s}
+
+
+class Batches(torch.utils.data.IterableDataset):
+    def __init__(self, folder, tokenizer_file, seed, shape: Shape, alphabet: str):
+        self._arguments = folder, tokenizer_file, seed, shape, alphabet
+
+    def __iter__(self):
+        from tokenizers import Tokenizer
+        folder, file, seed, shape, alphabet = self._arguments
+        worker = torch.utils.data.get_worker_info()
+        seed = f"{seed} {worker.id if worker else 0} {shape.kind}"
+        talks = Talks(folder, Tokenizer.from_file(file), seed, most=shape.length - 10)
+        packer = Packer(talks, shape, alphabet)
+        while True:
+            yield packer.batch()
+
+
+def alphabet_of(folder: pathlib.Path) -> str:
+    """The phonemes that occur, sorted."""
+    found = set()
+    for name in ("questions", "sentences"):
+        for _, phonemes in Pool(folder, name).facts:
+            found |= set(phonemes)
+    return "".join(sorted(found))

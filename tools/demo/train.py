@@ -1,0 +1,293 @@
+"""Trains the demo model's understanding on two CPU cores: encoders with dense auxiliary losses first, then everything.
+
+    python train.py WORK --steps 6000 --seed 1
+
+WORK holds the pools (built when missing), checkpoint.pt (written every few minutes; a later run goes on from it) and
+log.jsonl. The learning rate is level and falls to zero over the last 30 % of --steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import time
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import data
+import network
+import tokenizer as tokens
+
+AUXILIARY = 0.3  # weight of the auxiliary losses beside the answers' loss
+ENCODERS = 0.08  # share of the steps that trains the encoders alone
+CLIP_EVERY = 10  # steps
+FALL = 0.3  # share of the steps over which the learning rate falls
+
+
+class Muon:
+    """Momentum with orthogonalised updates (Newton-Schulz) for matrices, AdamW for everything else.
+
+    Matrices of one shape are orthogonalised together. Updates are scaled to AdamW's usual size, so that one learning
+    rate serves both.
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor], decay: float = 0.02):
+        flat = lambda n: n.endswith(("norm", "bias")) or any(s in n for s in ("embed_tokens", "lm_head", "aux.", "bos"))
+        self._groups: dict[tuple, list] = {}
+        rest = []
+        for name, weight in weights.items():
+            if weight.dim() < 2 or flat(name):
+                rest.append(weight)
+            else:
+                self._groups.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
+        self._momenta = {shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()}
+        self._adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self._decay = decay
+
+    def step(self, rate: float) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        with torch.no_grad():
+            for shape, group in self._groups.items():
+                seen = [w for w in group if w.grad is not None]
+                if len(seen) < len(group):
+                    continue
+                grads = torch.stack([w.grad.reshape(shape) for w in group])
+                momentum = self._momenta[shape].lerp_(grads, 0.05)
+                update = _orthogonal(grads.lerp(momentum, 0.95)) * (0.2 * math.sqrt(max(shape)) * rate)
+                for weight, change in zip(group, update):
+                    weight.mul_(1 - self._decay * rate).sub_(change.view_as(weight))
+
+    def state(self):
+        return {"momenta": self._momenta, "adam": self._adam.state_dict()}
+
+    def restore(self, state):
+        self._momenta = state["momenta"]
+        self._adam.load_state_dict(state["adam"])
+
+
+def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices, roughly: five steps of the quintic Newton-Schulz iteration."""
+    x = matrices.to(torch.bfloat16)
+    turned = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if turned else x
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(torch.bfloat16)
+    for _ in range(5):
+        gram = x @ x.transpose(1, 2)
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.transpose(1, 2) if turned else x).float()
+
+
+class Trainer:
+    def __init__(self, work: pathlib.Path, seed: int):
+        self.tokenizer_file = str(work / "tokenizer.json")
+        self.alphabet = data.alphabet_of(work / "pools")
+        c = network.CONFIG
+        self.weights = network.init(seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        for name, out, size in (("phoneme", len(self.alphabet) + 1, c["hidden"]), ("under", 9, c["v_hidden"]),
+                                ("held", 7 + 8 + 2, c["hidden"])):
+            self.weights[f"aux.{name}.weight"] = torch.randn(out, size, generator=generator) / math.sqrt(size)
+        for weight in self.weights.values():
+            weight.requires_grad_()
+        self._networks: dict[data.Shape, tuple] = {}
+        self._generator = torch.Generator().manual_seed(seed + 2)
+
+    def _of(self, shape: data.Shape):
+        """The three networks compiled for the shapes of one kind of batch."""
+        if shape not in self._networks:
+            grids = network.GRIDS if shape.stills else network.CLIP_GRIDS
+            tables = network.vision_tables(grids, shape.patches)
+            see = lambda w, p, g, l: network.vision(w, tables, p, shape.stills, g, l)
+            hear = lambda w, m, f: network.audio(w, m, f)
+            read = lambda *arguments: network.text(*arguments)
+            self._networks[shape] = tuple(torch.compile(f, dynamic=False) for f in (see, hear, read))
+        return self._networks[shape]
+
+    def encode(self, b, vary: bool):
+        count = b["grid"].shape[0]
+        light = torch.tensor([1.0, 0.0]).repeat(count, 1)
+        if vary:
+            light += torch.rand(count, 2, generator=self._generator) * torch.tensor([0.16, 0.08]) - torch.tensor(
+                [0.08, 0.04])
+        w = self.weights
+        see, hear, _ = self._of(b["shape"])
+        seen, merged = see({k: v for k, v in w.items() if ".visual." in k}, b["pixels"], b["grid"], light)
+        heard = hear({k: v for k, v in w.items() if ".audio_tower." in k}, b["mel"], b["frames"])
+        return seen, merged, heard.reshape(-1, heard.shape[-1])
+
+    def auxiliary(self, b, seen, merged, heard):
+        """Losses that tell the encoders what is where in a picture and which phonemes are in a sound."""
+        w, stills, found = self.weights, b["shape"].stills, {}
+        if stills:
+            found = self._seen(b, seen[:stills].float(), merged[:stills].float())
+        sounds = b["phoneme_count"] > 0
+        if sounds.any():
+            spoken = F.linear(heard[b["sound_index"][sounds]].float(), w["aux.phoneme.weight"]).log_softmax(-1)
+            found["phonemes"] = F.ctc_loss(spoken.transpose(0, 1), b["phonemes"][sounds], b["sound_length"][sounds],
+                                           b["phoneme_count"][sounds], zero_infinity=True)
+        return found
+
+    def _seen(self, b, seen, merged):
+        w = self.weights
+        under = F.cross_entropy(F.linear(seen, w["aux.under.weight"]).flatten(0, 1), b["under"].flatten())
+        held = F.linear(merged, w["aux.held.weight"]).flatten(0, 1)
+        held = sum(F.cross_entropy(part, b["held"][..., k].flatten())
+                   for k, part in enumerate(held.split((7, 8, 2), -1)))
+        return {"under": under, "held": held}
+
+    def logits(self, b, merged, heard):
+        source = torch.cat((merged.reshape(-1, merged.shape[-1]), heard))
+        tables = network.text_tables(b["position"], b["segment"])
+        return self._of(b["shape"])[2]({k: v for k, v in self.weights.items() if ".model." in k or "lm_head" in k}, source,
+                          b["index"], *tables, b["wanted"])
+
+    def losses(self, b, with_text: bool):
+        seen, merged, heard = self.encode(b, True)
+        found = self.auxiliary(b, seen, merged, heard)
+        if with_text:
+            name = "clip" if b["shape"].kind == "clip" else "answer"
+            found[name] = F.cross_entropy(self.logits(b, merged, heard), b["label"])
+        return found
+
+    @torch.no_grad()
+    def exact(self, batches) -> dict[str, tuple[int, int]]:
+        """Right answers and answers by kind: all tokens are the likeliest ones, as in greedy decoding."""
+        found: dict[str, list[int]] = {}
+        for b in batches:
+            _, merged, heard = self.encode(b, False)
+            wrong = (self.logits(b, merged, heard).argmax(-1) != b["label"]) & (b["label"] >= 0)
+            bad = set(b["answer"][wrong].tolist())
+            for number, kind in enumerate(b["kinds"]):
+                right, total = found.setdefault(kind, [0, 0])
+                found[kind] = [right + (number not in bad), total + 1]
+        return {kind: tuple(pair) for kind, pair in sorted(found.items())}
+
+
+def summary(exact: dict[str, tuple[int, int]]) -> dict[str, float]:
+    """Shares in percent, questions about pictures joined."""
+    joined: dict[str, list[int]] = {}
+    for kind, (right, total) in exact.items():
+        question = kind.startswith(("typed ", "spoken ")) and not kind.endswith("describe")
+        pair = joined.setdefault(kind.split(" ")[0] if question else kind, [0, 0])
+        pair[:] = pair[0] + right, pair[1] + total
+    return {name: round(100 * right / total, 1) for name, (right, total) in joined.items()}
+
+
+def rate_at(step: int, steps: int, top: float) -> float:
+    warm = min(1.0, (step + 1) / 100)
+    return top * warm * min(1.0, max(0.0, (steps - step) / (FALL * steps)))
+
+
+def prepare(work: pathlib.Path, seed: int, scale: float) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "tokenizer.json").exists():
+        tokens.train(seed).save(str(work / "tokenizer.json"))
+    for folder, shift, size in (("pools", 0, scale), ("held_out", 1000, 0.05)):
+        if not (work / folder / "done").exists():
+            data.build(work / folder, seed + shift, size, held_out=shift > 0)
+            (work / folder / "done").touch()
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the pools")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--test-every", type=int, default=400)
+    return parser.parse_args()
+
+
+def supply(options, trainer, folder, seed, shape):
+    return data.Batches(options.work / folder, trainer.tokenizer_file, seed, shape, trainer.alphabet)
+
+
+def batches(options, trainer, first):
+    """An endless supply of training batches for each shape, made by one process each."""
+    return {shape: iter(torch.utils.data.DataLoader(
+        supply(options, trainer, "pools", options.seed + first, shape), batch_size=None, num_workers=1,
+        prefetch_factor=4)) for shape in (data.Shape(), data.CLIPS)}
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(2)
+    prepare(options.work, options.seed, options.scale)
+    trainer = Trainer(options.work, options.seed)
+    optimizer = Muon(trainer.weights)
+    average = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
+    first, path = 0, options.work / "checkpoint.pt"
+    if path.exists():
+        saved = torch.load(path)
+        first = saved["step"]
+        with torch.no_grad():
+            for name, weight in trainer.weights.items():
+                weight.copy_(saved["weights"][name])
+        average = saved["average"]
+        optimizer.restore(saved["optimizer"])
+    tests = [b for shape, count in ((data.Shape(), 6), (data.CLIPS, 3))
+             for _, b in zip(range(count), supply(options, trainer, "held_out", 1, shape))]
+    train_on = batches(options, trainer, first)
+    log = (options.work / "log.jsonl").open("a")
+    sums, since, saved_at = {}, time.time(), time.time()
+    for step in range(first, options.steps):
+        alone = step < ENCODERS * options.steps
+        b = next(train_on[data.CLIPS if not alone and step % CLIP_EVERY == 0 else data.Shape()])
+        found = trainer.losses(b, not alone)
+        weight = 1.0 if alone else AUXILIARY
+        sum(value * (1.0 if name in ("answer", "clip") else weight) for name, value in found.items()).backward()
+        torch.nn.utils.clip_grad_norm_(list(trainer.weights.values()), 5.0)
+        optimizer.step(rate_at(step, options.steps, options.rate))
+        with torch.no_grad():
+            keep = min(0.998, (step + 1) / (step + 20))
+            torch._foreach_lerp_(list(average.values()), list(trainer.weights.values()), 1 - keep)
+        for weight in trainer.weights.values():
+            weight.grad = None
+        for name, value in found.items():
+            total = sums.setdefault(name, [0.0, 0])
+            sums[name] = [total[0] + float(value.detach()), total[1] + 1]
+        if (step + 1) % 50 == 0:
+            line = {"step": step + 1, "seconds": round((time.time() - since) / 50, 3)}
+            write(log, line | {name: round(total / count, 4) for name, (total, count) in sums.items()})
+            sums, since = {}, time.time()
+        if (step + 1) % options.test_every == 0 or step + 1 == options.steps:
+            test(trainer, average, tests, log, step + 1)
+            since = time.time()
+        if time.time() - saved_at > 180 or step + 1 == options.steps:
+            save(path, step + 1, trainer, average, optimizer)
+            saved_at = time.time()
+
+
+def test(trainer, average, tests, log, step) -> None:
+    """Exact answers of the averaged weights, rounded to bfloat16 as they will be exported."""
+    kept = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
+    with torch.no_grad():
+        for name, weight in trainer.weights.items():
+            weight.copy_(average[name].bfloat16())
+        exact = trainer.exact(tests)
+        write(log, {"step": step, "exact": summary(exact), "of": exact})
+        for name, weight in trainer.weights.items():
+            weight.copy_(kept[name])
+
+
+def save(path, step, trainer, average, optimizer) -> None:
+    spare = path.with_suffix(".new")
+    torch.save({"step": step, "weights": {k: v.detach() for k, v in trainer.weights.items()}, "average": average,
+                "optimizer": optimizer.state()}, spare)
+    spare.rename(path)
+
+
+def write(log, line) -> None:
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+
+
+if __name__ == "__main__":
+    main()
