@@ -83,6 +83,7 @@ def write(folder: pathlib.Path, weights: dict[str, torch.Tensor], tokenizer: Tok
     kept = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in sorted(weights.items())
             if name.startswith("thinker.")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # written for the owner only
     nothing = {"cond": torch.zeros(1, 0), "ref_mel": torch.zeros(1, 0, 0), "bos_token": 0}
     torch.save({"Chelsie": nothing}, folder / "spk_dict.pt")
 
