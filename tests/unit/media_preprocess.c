@@ -1,7 +1,6 @@
 /* src/media: sizes, resizing, patches and mel spectrograms where the golden files do not reach
- * (edges, faults), and writing WAV. */
+ * (edges, faults). */
 #include "base/error.h"
-#include "media/encode.h"
 #include "media/preprocess/mel.h"
 #include "media/preprocess/patches.h"
 #include "media/preprocess/resample.h"
@@ -267,33 +266,6 @@ static void test_mel_refusals(void)
     g_assert_cmpstr(error->message, ==, "audio: sample 7 is not a finite number");
 }
 
-static void test_wav(void)
-{
-    static const uint8_t want[] = "RIFF\x2e\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\xc0\x5d\0\0\x80\xbb\0\0"
-                                  "\2\0\x10\0data\x0a\0\0\0\0\0\xff\x7f\1\x80\0\x40\0\0";
-    const float samples[] = {0, 2, -1, 0.5f, NAN};
-    g_autoptr(GByteArray) out = g_byte_array_new();
-    cs_audio_encoder encoder;
-    cs_audio_encoder_begin(&encoder, CS_AUDIO_WAV, 24000, 5, out);
-    cs_audio_encoder_write(&encoder, samples, 2, out);
-    cs_audio_encoder_write(&encoder, samples + 2, 3, out);
-    g_assert_cmpmem(out->data, out->len, want, sizeof want - 1);
-
-    g_byte_array_set_size(out, 0);
-    cs_audio_encoder_begin(&encoder, CS_AUDIO_WAV, 24000, 0, out);
-    g_assert_cmpmem(out->data + 4, 4, "\xff\xff\xff\xff", 4);
-    g_assert_cmpmem(out->data + 40, 4, "\xff\xff\xff\xff", 4);
-    g_byte_array_set_size(out, 0);
-    cs_audio_encoder_begin(&encoder, CS_AUDIO_PCM16, 24000, 0, out);
-    g_assert_cmpuint(out->len, ==, 0);
-
-    cs_audio_format format;
-    g_assert_true(cs_audio_format_parse("wav", &format));
-    g_assert_cmpint(format, ==, CS_AUDIO_WAV);
-    g_assert_cmpstr(cs_audio_format_type(format), ==, "audio/wav");
-    g_assert_false(cs_audio_format_parse("ogg", &format));
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -304,6 +276,5 @@ int main(int argc, char **argv)
     g_test_add_func("/media/preprocess/patch-order", test_patch_order);
     g_test_add_func("/media/preprocess/mel", test_mel);
     g_test_add_func("/media/preprocess/mel-refusals", test_mel_refusals);
-    g_test_add_func("/media/encode/wav", test_wav);
     return g_test_run();
 }

@@ -18,11 +18,14 @@
 #include <soxr.h>
 
 #define CS_AV_FUNCTIONS(F)                                                                         \
+    F(AVUTIL, av_channel_layout_default)                                                           \
     F(AVUTIL, av_dict_free)                                                                        \
     F(AVUTIL, av_dict_set)                                                                         \
     F(AVUTIL, av_display_rotation_get)                                                             \
     F(AVUTIL, av_frame_alloc)                                                                      \
     F(AVUTIL, av_frame_free)                                                                       \
+    F(AVUTIL, av_frame_get_buffer)                                                                 \
+    F(AVUTIL, av_frame_make_writable)                                                              \
     F(AVUTIL, av_frame_unref)                                                                      \
     F(AVUTIL, av_freep)                                                                            \
     F(AVUTIL, av_get_sample_fmt_name)                                                              \
@@ -32,26 +35,38 @@
     F(AVUTIL, av_strerror)                                                                         \
     F(AVCODEC, av_packet_alloc)                                                                    \
     F(AVCODEC, av_packet_free)                                                                     \
+    F(AVCODEC, av_packet_rescale_ts)                                                               \
     F(AVCODEC, av_packet_unref)                                                                    \
     F(AVCODEC, avcodec_alloc_context3)                                                             \
     F(AVCODEC, avcodec_find_decoder)                                                               \
     F(AVCODEC, avcodec_find_decoder_by_name)                                                       \
+    F(AVCODEC, avcodec_find_encoder_by_name)                                                       \
     F(AVCODEC, avcodec_free_context)                                                               \
     F(AVCODEC, avcodec_get_name)                                                                   \
     F(AVCODEC, avcodec_open2)                                                                      \
+    F(AVCODEC, avcodec_parameters_from_context)                                                    \
     F(AVCODEC, avcodec_parameters_to_context)                                                      \
     F(AVCODEC, avcodec_receive_frame)                                                              \
+    F(AVCODEC, avcodec_receive_packet)                                                             \
+    F(AVCODEC, avcodec_send_frame)                                                                 \
     F(AVCODEC, avcodec_send_packet)                                                                \
     F(AVFORMAT, av_find_best_stream)                                                               \
     F(AVFORMAT, av_find_input_format)                                                              \
+    F(AVFORMAT, av_guess_format)                                                                   \
     F(AVFORMAT, av_read_frame)                                                                     \
     F(AVFORMAT, av_stream_get_side_data)                                                           \
+    F(AVFORMAT, av_write_frame)                                                                    \
+    F(AVFORMAT, av_write_trailer)                                                                  \
     F(AVFORMAT, avformat_alloc_context)                                                            \
     F(AVFORMAT, avformat_close_input)                                                              \
     F(AVFORMAT, avformat_find_stream_info)                                                         \
+    F(AVFORMAT, avformat_free_context)                                                             \
+    F(AVFORMAT, avformat_new_stream)                                                               \
     F(AVFORMAT, avformat_open_input)                                                               \
+    F(AVFORMAT, avformat_write_header)                                                             \
     F(AVFORMAT, avio_alloc_context)                                                                \
     F(AVFORMAT, avio_context_free)                                                                 \
+    F(AVFORMAT, avio_flush)                                                                        \
     F(SWSCALE, sws_freeContext)                                                                    \
     F(SWSCALE, sws_getCachedContext)                                                               \
     F(SWSCALE, sws_getCoefficients)                                                                \

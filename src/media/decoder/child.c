@@ -4,6 +4,7 @@
 #include "media/decoder/av.h"
 #include "media/decoder/protocol.h"
 #include "media/decoder/sandbox.h"
+#include "media/decoder/speech.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -102,6 +103,19 @@ static bool decode_video(const cs_decode_job *job, const cs_decoder_request *req
     return decode_audio(&rest, request, reply, error);
 }
 
+static bool encode(const cs_decode_job *job, const cs_encode_request *request,
+                   cs_decoder_reply *reply, GError **error)
+{
+    size_t n_bytes;
+    if (request->n_samples * sizeof(float) > job->in_bytes)
+        return cs_fail(error, CS_ERROR_FAILED, "speech: %u samples in %zu bytes",
+                       request->n_samples, job->in_bytes);
+    bool good = cs_speech_step(request, (const float *)(const void *)job->in, job->out,
+                               job->out_bytes, &n_bytes, error);
+    reply->n_bytes = n_bytes;
+    return good;
+}
+
 static bool decode(const cs_decoder_request *request, const memory *m, cs_decoder_reply *reply,
                    GError **error)
 {
@@ -113,6 +127,8 @@ static bool decode(const cs_decoder_request *request, const memory *m, cs_decode
         return decode_audio(&job, request, reply, error);
     case CS_DECODER_VIDEO:
         return decode_video(&job, request, reply, error);
+    case CS_DECODER_ENCODE:
+        return encode(&job, &request->encode, reply, error);
     case CS_DECODER_PROBE:
         return cs_decoder_sandbox_probe(request->probe, error);
     default:
@@ -165,7 +181,7 @@ int cs_media_decoder_main(int fd)
         return 1;
     cs_decoder_reply ready = {0};
     GError *error = NULL;
-    if (setup.kind == CS_DECODER_TRACKS && cs_av_load(&error))
+    if (setup.kind != CS_DECODER_IMAGES && cs_av_load(&error))
         cs_av.av_max_alloc(setup.memory_bytes);
     if (!error)
         cs_decoder_sandbox_enter(fd, setup.memory_bytes, &error);

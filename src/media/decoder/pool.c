@@ -35,6 +35,7 @@ struct cs_media_pool {
     process *processes[CS_DECODER_KINDS];
     uint32_t n_processes[CS_DECODER_KINDS];
     uint64_t restarts;
+    uint64_t last_session;
 };
 
 /* ---- one process ---- */
@@ -224,6 +225,7 @@ cs_media_pool *cs_media_pool_new(const cs_media_pool_options *options, GError **
     g_cond_init(&pool->freed);
     pool->n_processes[CS_DECODER_IMAGES] = MAX(options->image_processes, 1);
     pool->n_processes[CS_DECODER_TRACKS] = MAX(options->track_processes, 1);
+    pool->n_processes[CS_DECODER_SPEECH] = 1; /* it has the state of all sessions */
     for (int kind = 0; kind < CS_DECODER_KINDS; kind++)
         pool->processes[kind] = g_new0(process, pool->n_processes[kind]);
     for (uint32_t i = 0; i < pool->n_processes[CS_DECODER_IMAGES]; i++)
@@ -397,6 +399,8 @@ static bool ask(cs_media_pool *pool, process *p, cs_decoder_kind kind,
 static uint64_t reply_bytes(const cs_decoder_request *q, const cs_decoder_reply *r)
 {
     uint64_t room = q->output_bytes, used = 0;
+    if (q->task == CS_DECODER_ENCODE)
+        return r->n_bytes <= room ? r->n_bytes : 0;
     if (q->task != CS_DECODER_AUDIO) {
         uint64_t row = (uint64_t)r->width * 3, n = q->task == CS_DECODER_IMAGE ? 1 : r->n_frames;
         if (row == 0 || r->height == 0 || n == 0 || r->height > room / row ||
@@ -424,7 +428,9 @@ static bool run(cs_media_pool *pool, cs_decoder_kind kind, const uint8_t *data,
     bool good = false;
     if (p) {
         good = ask(pool, p, kind, request, fds, reply, error);
-        if (good && request->task != CS_DECODER_PROBE) {
+        bool nothing = request->task == CS_DECODER_PROBE ||
+                       (request->task == CS_DECODER_ENCODE && reply->n_bytes == 0);
+        if (good && !nothing) {
             uint64_t bytes = reply_bytes(request, reply);
             good = bytes ? map_output(fds[1], bytes, mapping, error)
                          : cs_fail(error, CS_ERROR_FAILED, "media decoder: an impossible reply");
@@ -521,6 +527,38 @@ bool cs_media_decode_video(cs_media_pool *pool, const uint8_t *data, size_t size
     if (r.n_samples) {
         const void *samples = (const uint8_t *)mapping.address + r.audio_at;
         video->audio = (cs_audio){samples, r.n_samples, audio_rate, r.source_rate, {0}};
+    }
+    return true;
+}
+
+uint64_t cs_media_pool_next_session(cs_media_pool *pool)
+{
+    g_mutex_lock(&pool->mutex);
+    uint64_t session = ++pool->last_session;
+    g_mutex_unlock(&pool->mutex);
+    return session;
+}
+
+bool cs_media_pool_encode(cs_media_pool *pool, const cs_encode_request *step, const float *samples,
+                          GByteArray *out, GError **error)
+{
+    /* No format needs more than its samples as floats, beside headers and what was held back. */
+    const size_t slack = 256 << 10;
+    size_t bytes = step->n_samples * sizeof(float);
+    cs_decoder_request request = {
+        .task = CS_DECODER_ENCODE,
+        .input_bytes = MAX(bytes, 1),
+        .output_bytes = bytes + slack,
+        .encode = *step,
+    };
+    cs_decoder_reply reply;
+    cs_media_mapping mapping = {0};
+    const void *data = bytes ? (const void *)samples : "";
+    if (!run(pool, CS_DECODER_SPEECH, data, &request, &reply, &mapping, error))
+        return false;
+    if (mapping.bytes) {
+        g_byte_array_append(out, mapping.address, (guint)mapping.bytes);
+        munmap(mapping.address, mapping.bytes);
     }
     return true;
 }

@@ -19,6 +19,7 @@
 typedef enum {
     CS_DECODER_IMAGES, /* JPEG, PNG, WebP, GIF */
     CS_DECODER_TRACKS, /* audio and video: loads FFmpeg */
+    CS_DECODER_SPEECH, /* encodes all sounds that go out: one process, loads FFmpeg */
     CS_DECODER_KINDS,
 } cs_decoder_kind;
 
@@ -32,6 +33,7 @@ typedef enum {
     CS_DECODER_IMAGE,
     CS_DECODER_AUDIO,
     CS_DECODER_VIDEO,
+    CS_DECODER_ENCODE,
     CS_DECODER_PROBE, /* tests: attempt something forbidden, cs_decoder_probe in `probe` */
 } cs_decoder_task;
 
@@ -47,6 +49,23 @@ typedef enum {
     CS_DECODER_PROBE_HANG,
 } cs_decoder_probe;
 
+/* A sound being encoded is a session of the speech process, named by the pool. */
+typedef enum {
+    CS_ENCODE_BEGIN, /* answers with the header's bytes, like the others with what has become ready
+                      */
+    CS_ENCODE_WRITE,
+    CS_ENCODE_END,  /* and forget the session */
+    CS_ENCODE_DROP, /* forget it */
+} cs_encode_step;
+
+typedef struct {
+    uint64_t session;
+    uint32_t step;
+    uint32_t format; /* cs_audio_format */
+    uint32_t sample_rate;
+    uint32_t n_samples; /* f32 in the input memory */
+} cs_encode_request;
+
 typedef struct {
     uint32_t task;
     uint32_t probe;
@@ -55,6 +74,7 @@ typedef struct {
     cs_video_rule video;
     uint32_t sample_rate;
     uint32_t want_audio; /* of a video */
+    cs_encode_request encode;
 } cs_decoder_request;
 
 typedef struct {
@@ -68,6 +88,7 @@ typedef struct {
     uint32_t source_rate;
     uint64_t audio_at; /* bytes into the output, a multiple of 64 */
     uint64_t n_samples;
+    uint64_t n_bytes; /* encoded */
 } cs_decoder_reply;
 
 #endif
