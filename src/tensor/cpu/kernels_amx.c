@@ -34,6 +34,7 @@ static void configure(int upper, int lower)
         config.row_bytes[t] = 64;
         config.rows[t] = (uint8_t)rows[t];
     }
+    __asm__ volatile("" : : "r"(&config) : "memory"); /* the intrinsic does not say that it reads all of it */
     _tile_loadconfig(&config);
 }
 
