@@ -35,6 +35,9 @@ typedef struct {
     const char *name;
     bool (*available)(void);
 
+    /* Bytes of one row of A between two passes over C: what keeps the operands of its products in
+     * the caches. */
+    int64_t inner_bytes;
     cs_product *product_f32;      /* A f32, B f32 */
     cs_product *product_f32_bf16; /* A f32, B bf16 */
     cs_product *product_bf16;     /* A bf16, B bf16; NULL: no such instruction, A is kept in f32 */

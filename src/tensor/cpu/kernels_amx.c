@@ -34,7 +34,10 @@ static void configure(int upper, int lower)
         config.row_bytes[t] = 64;
         config.rows[t] = (uint8_t)rows[t];
     }
-    __asm__ volatile("" : : "r"(&config) : "memory"); /* the intrinsic does not say that it reads all of it */
+    __asm__ volatile(""
+                     :
+                     : "r"(&config)
+                     : "memory"); /* the intrinsic does not say that it reads all of it */
     _tile_loadconfig(&config);
 }
 
@@ -133,16 +136,35 @@ static void short_rows(int64_t n_panels, int64_t k, const uint16_t *a, int64_t l
         tile_1x1(k, a, lda, b + (size_t)p * panel_bytes, c + p * CS_PANEL, ldc, accumulate);
 }
 
-/* Rows [first, first + 32) and, where there are fewer, the rest, over pairs of panels; panels
- * outside, so that a pair stays in the first-level cache while the rows pass. */
+/* Asks for one of `parts` equal parts of `bytes` at `data` to be brought into the second-level
+ * cache. */
+static void prefetch_part(const char *data, size_t bytes, int64_t part, int64_t parts)
+{
+    size_t lines = (bytes + 63) / 64, share = (lines + (size_t)parts - 1) / (size_t)parts;
+    size_t first = (size_t)part * share, end = first + share < lines ? first + share : lines;
+    for (size_t i = first; i < end; i++)
+        _mm_prefetch(data + i * 64, _MM_HINT_T1);
+}
+
+/* Blocks of 32 rows over pairs of panels. Panels outside, so that a pair stays in the first-level
+ * cache while the rows pass; meanwhile the next pair, which nothing has asked for yet, is fetched
+ * from memory. */
 static void tall_rows(int64_t rows, int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda,
                       const char *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
 {
+    size_t used = (size_t)k * CS_PANEL * 2;
     int64_t p = 0;
-    for (; p + 2 <= n_panels; p += 2)
-        for (int64_t r = 0; r < rows; r += 32)
-            tile_2x2(k, a + r * lda, lda, b + (size_t)p * panel_bytes, panel_bytes,
-                     c + r * ldc + p * CS_PANEL, ldc, accumulate);
+    for (; p + 2 <= n_panels; p += 2) {
+        const char *pair = b + (size_t)p * panel_bytes;
+        for (int64_t r = 0; r < rows; r += 32) {
+            if (p + 4 <= n_panels) {
+                prefetch_part(pair + 2 * panel_bytes, used, r / 32, rows / 32);
+                prefetch_part(pair + 3 * panel_bytes, used, r / 32, rows / 32);
+            }
+            tile_2x2(k, a + r * lda, lda, pair, panel_bytes, c + r * ldc + p * CS_PANEL, ldc,
+                     accumulate);
+        }
+    }
     for (; p < n_panels; p++)
         for (int64_t r = 0; r < rows; r += 16)
             tile_1x1(k, a + r * lda, lda, b + (size_t)p * panel_bytes, c + r * ldc + p * CS_PANEL,

@@ -428,6 +428,7 @@ bool CS_AVAILABLE(void);
 const cs_kernels TABLE_NAME(CS_ISA) = {
     .name = STRING(CS_ISA),
     .available = CS_AVAILABLE,
+    .inner_bytes = CS_INNER_BYTES,
     .product_f32 = product_f32,
     .product_f32_bf16 = product_f32_bf16,
     .product_bf16 = PRODUCT_BF16,

@@ -13,10 +13,9 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 512,          /* rows of a piece: 1 MiB of left operand at INNER_BLOCK_BYTES */
-    INNER_BLOCK_BYTES = 2048, /* of one row of the left operand between two passes */
-    SUM_BYTES = 1 << 20,      /* sums of a piece */
-    PIECES_PER_THREAD = 4,    /* so that threads finish together */
+    ROW_BLOCK = 512,       /* rows of a piece: 1 MiB of left operand at 2 KiB a row */
+    SUM_BYTES = 1 << 20,   /* sums of a piece */
+    PIECES_PER_THREAD = 4, /* so that threads finish together */
 };
 
 /* ---- Packing ---- */
@@ -330,7 +329,7 @@ void cs_cpu_linear(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
     job.row_block = cs_min(x->rows, ROW_BLOCK);
     job.panels_per_piece = choose_panels_per_piece(cpu, weight->n_panels, job.row_block);
     job.n_panel_pieces = (weight->n_panels + job.panels_per_piece - 1) / job.panels_per_piece;
-    int64_t inner_most = INNER_BLOCK_BYTES / (int64_t)cs_dtype_size_bytes(input_dtype);
+    int64_t inner_most = cpu->kernels->inner_bytes / (int64_t)cs_dtype_size_bytes(input_dtype);
     int64_t n_inner = (weight->k + inner_most - 1) / inner_most;
     job.inner_block = cs_round_up((weight->k + n_inner - 1) / n_inner, CS_K_ALIGN);
     int64_t n_row_blocks = (x->rows + job.row_block - 1) / job.row_block;

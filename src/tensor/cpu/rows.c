@@ -135,8 +135,8 @@ static void gather_row(const void *data, int64_t row, float *scratch)
     const rows_job *job = data;
     const cs_tensor *table = job->x;
     g_assert(job->ids[row] >= 0 && job->ids[row] < table->rows);
-    const char *source = (const char *)table->data +
-                         (size_t)(job->ids[row] * table->stride) * cs_dtype_size_bytes(table->dtype);
+    const char *source = (const char *)table->data + (size_t)(job->ids[row] * table->stride) *
+                                                         cs_dtype_size_bytes(table->dtype);
     if (table->dtype == CS_DTYPE_F32) {
         if (job->y->dtype == CS_DTYPE_F32)
             memcpy(f32_row(job->y, row), source, (size_t)job->y->cols * sizeof(float));
