@@ -6,7 +6,9 @@
 #ifndef CS_MODELS_MODEL_H
 #define CS_MODELS_MODEL_H
 
-#include "media/preprocess/rules.h"
+#include "checkpoint/checkpoint.h"
+#include "media/preprocess/config.h"
+#include "media/preprocess/mel.h"
 #include "models/encoder.h"
 #include "models/llm.h"
 #include "models/modality.h"
@@ -46,7 +48,9 @@ typedef struct {
 typedef struct {
     cs_modality modality; /* which encoder */
     cs_encoder_item input;
-    uint64_t content_hash[2]; /* 128-bit hash of the preprocessed input, for caches */
+    uint32_t n_tokens;        /* rows of its output */
+    uint64_t content_hash[2]; /* of the decoded medium, for caches; keyed by process */
+    float *owned;             /* memory behind input; freed with the prompt */
 } cs_prompt_item;
 
 typedef struct {
@@ -65,39 +69,75 @@ typedef struct cs_model cs_model;
 typedef struct cs_chat_template cs_chat_template; /* text/chat_template.h */
 
 typedef struct {
+    cs_compute *compute; /* borrowed; must outlive the model */
+    const char
+        *dtype; /* of weights and KV cache: "f32", "bf16"; "auto" or NULL: as the checkpoint's */
+    /* Called from the loading thread as bytes of weights are packed; may be NULL. */
+    void (*progress)(void *user, size_t done_bytes, size_t total_bytes);
+    void *user;
+} cs_model_options;
+
+typedef struct {
     const char *name; /* model_type of config.json */
 
+    /* Reads the configuration and loads the components. */
+    bool (*load)(cs_model *model, cs_dtype dtype, const cs_model_options *options, GError **error);
+
     /* Builds the prompt of a rendered conversation (or of a plain text, without media): tokenises
-     * it, expands each medium's placeholder to as many tokens as its encoder gives, and assigns
-     * positions. Thread-safe. The number and order of media must equal the placeholders in the
-     * text. */
+     * it, preprocesses the media, expands each medium's placeholder to as many tokens as its
+     * encoder gives, and assigns positions. Thread-safe, also when engines have taken the
+     * components over. The number and order of media must equal the placeholders in the text
+     * (CS_ERROR_INVALID). */
     cs_prompt *(*prompt)(const cs_model *model, const char *text, size_t text_bytes,
                          uint32_t n_media, const cs_prompt_medium *media, GError **error);
-    void (*free)(cs_model *model);
+
+    /* The component that a tensor belongs to, or NULL. */
+    const char *(*component_of)(const char *tensor_name);
+
+    void (*free)(cs_model *model); /* what load put into family_data */
 } cs_family;
 
 struct cs_model {
     const cs_family *family;
     char *id; /* the directory's name */
+    cs_checkpoint *checkpoint;
+    cs_parameters *parameters;
     cs_tokenizer *tokenizer;
     cs_chat_template *chat_template; /* NULL: the checkpoint has none */
     cs_generation_defaults generation;
+    /* Components. NULL: the model does not take it; image and video may be one. Whoever takes one
+     * over (an engine) sets it to NULL and frees it before the model. */
     cs_llm *llm;
-    cs_encoder *encoders[CS_N_MODALITIES]; /* NULL: the model does not take it; image and video may
-                                              be one */
-    const cs_video_rule *video_rule;       /* how videos are to be decoded; NULL: not taken */
-    uint32_t audio_rate;                   /* in Hz, to which sounds are to be decoded */
+    cs_encoder *encoders[CS_N_MODALITIES];
+    /* Preprocessing. */
+    cs_vision_config vision_config;
+    cs_mel_config mel_config;
+    cs_mel_extractor *mel;
+    const cs_video_rule *video_rule; /* how videos are to be decoded; NULL: not taken */
+    uint32_t audio_rate;             /* in Hz, to which sounds are to be decoded */
+    void *family_data;
 };
 
-typedef struct {
-    cs_compute *compute; /* borrowed */
-    /* Called from the loading thread as bytes of weights are packed. */
-    void (*progress)(void *user, size_t done_bytes, size_t total_bytes);
-    void *user;
-} cs_model_options;
-
+/* CS_ERROR_NOT_FOUND, CS_ERROR_INVALID with the file and what is wrong with it,
+ * CS_ERROR_UNSUPPORTED for a family that is not here. */
 cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError **error);
 void cs_model_free(cs_model *model); /* accepts NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_model, cs_model_free)
+
+/* What `inspect` tells of one component of a checkpoint. */
+typedef struct {
+    const char *name; /* "thinker", "image and video encoder"... */
+    uint32_t n_tensors;
+    uint64_t parameters;
+    uint64_t stored_bytes;
+    uint64_t loaded_bytes; /* memory for its weights in the dtype asked for, without KV cache and
+                              activations */
+    char dtypes[64];       /* as stored: "bf16" or "bf16, f32" */
+} cs_component_summary;
+
+/* Components of a checkpoint by the graph of its family, "other" for tensors that belong to none.
+ * Elements: cs_component_summary. dtype as in cs_model_options. CS_ERROR_UNSUPPORTED for an unknown
+ * family. */
+GArray *cs_model_describe(const cs_checkpoint *checkpoint, const char *dtype, GError **error);
 
 #endif

@@ -43,9 +43,10 @@ static inline const cs_checkpoint_tensor *golden_get(const golden_file *file, co
     return t;
 }
 
-/* Normalised max error of `got` [rows, cols] against a golden tensor, of which only the rows in NAME.rows may be kept.
- * -1 when there is no golden tensor of that name. */
-static inline double golden_error(const golden_file *file, const char *name, const float *got, int64_t cols)
+/* Normalised max error of `got` [rows, cols] against a golden tensor, of which only the rows in
+ * NAME.rows may be kept. -1 when there is no golden tensor of that name. */
+static inline double golden_error(const golden_file *file, const char *name, const float *got,
+                                  int64_t cols)
 {
     const cs_checkpoint_tensor *expected = golden_find(file, name);
     if (!expected)
@@ -58,7 +59,8 @@ static inline double golden_error(const golden_file *file, const char *name, con
     for (int64_t i = 0; i < n; i++) {
         int64_t row = rows ? ((const int32_t *)rows->data)[i] : i;
         for (int64_t j = 0; j < cols; j++) {
-            double e = ((const float *)expected->data)[i * cols + j], d = fabs(got[row * cols + j] - e);
+            double e = ((const float *)expected->data)[i * cols + j],
+                   d = fabs(got[row * cols + j] - e);
             worst = isnan(d) ? INFINITY : fmax(worst, d);
             scale = fmax(scale, fabs(e));
         }
