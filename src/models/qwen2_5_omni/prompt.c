@@ -95,26 +95,12 @@ static int64_t add_video(builder *b, const cs_video *video, double *seconds_per_
                        (size_t)video->n_frames * video->height * video->width * 3, size, error);
 }
 
-/* Frames become rows. */
-static float *transpose(const cs_mel *mel)
-{
-    float *rows = g_try_new(float, mel->n_frames * mel->n_mels);
-    for (size_t m = 0; rows && m < mel->n_mels; m++)
-        for (size_t t = 0; t < mel->n_frames; t++)
-            rows[t * mel->n_mels + m] = mel->data[m * mel->n_frames + t];
-    return rows;
-}
-
 static int64_t add_audio(builder *b, const cs_audio *audio, GError **error)
 {
     g_auto(cs_mel) mel = {0};
     if (!cs_mel_extract(b->model->mel, audio->samples, audio->n_samples, &mel, error))
         return -1;
-    cs_prompt_item item = {.modality = CS_MODALITY_AUDIO, .owned = transpose(&mel)};
-    if (!item.owned) {
-        cs_fail(error, CS_ERROR_FAILED, "audio: no memory for %zu frames", mel.n_frames);
-        return -1;
-    }
+    cs_prompt_item item = {.modality = CS_MODALITY_AUDIO, .owned = g_steal_pointer(&mel.data)};
     item.input.input = cs_tensor_view(item.owned, CS_DTYPE_F32, (int64_t)mel.n_frames, mel.n_mels);
     item.n_tokens = (uint32_t)(((int64_t)mel.n_frames - 1) / 2 + 1) / 2;
     const int32_t size[3] = {(int32_t)audio->sample_rate, 0, 0};
