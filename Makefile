@@ -32,5 +32,10 @@ tsan: deps ## the threaded parts under ThreadSanitizer
 demo-model: all ## make the small trained checkpoint again from its seed (hours) and print its accuracy
 	@tools/demo/make all
 
+fuzz: deps ## each fuzz target under libFuzzer for SECONDS=60 (needs clang)
+	@test -f build-fuzz/build.ninja || CC=clang meson setup build-fuzz -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false
+	@ninja -C build-fuzz
+	@tests/fuzz/run build-fuzz $(or $(SECONDS),60)
+
 clean: ## remove the build directories
 	rm -rf build build-asan build-tsan build-fuzz
