@@ -166,8 +166,10 @@ bool cs_av_input_open(cs_av_input *input, const cs_decode_job *job, cs_media_for
                       GError **error)
 {
     const char *name = demuxer_name(format);
-    *input = (cs_av_input){
-        .name = cs_media_format_name(format), .data = job->in, .size = (int64_t)job->in_bytes};
+    *input = (cs_av_input){.name = cs_media_format_name(format),
+                           .data = job->in,
+                           .size = (int64_t)job->in_bytes,
+                           .max_pixels = job->limits->max_pixels};
     const AVInputFormat *demuxer = name ? cs_av.av_find_input_format(name) : NULL;
     if (!demuxer)
         return cs_fail(error, CS_ERROR_UNSUPPORTED, "expected audio or video, found %s",
@@ -239,6 +241,7 @@ AVCodecContext *cs_av_decoder_open(const cs_av_input *input, int track, GError *
         cs_av.avcodec_parameters_to_context(context, parameters);
         context->pkt_timebase = input->format->streams[track]->time_base;
         context->thread_count = 1;
+        context->max_pixels = (int64_t)MIN(input->max_pixels, (uint64_t)INT64_MAX);
         context->request_sample_fmt = AV_SAMPLE_FMT_FLT;
         result = cs_av.avcodec_open2(context, codec, &options);
         cs_av.av_dict_free(&options);
@@ -272,6 +275,9 @@ static bool feed(cs_av_reader *r, GError **error)
         cs_av.av_packet_unref(r->packet);
         result = cs_av.av_read_frame(r->input->format, r->packet);
     } while (result >= 0 && r->packet->stream_index != r->track);
+    r->codec->skip_frame = AVDISCARD_DEFAULT;
+    if (result >= 0 && r->wanted && !g_hash_table_contains(r->wanted, &r->packet->pts))
+        r->codec->skip_frame = AVDISCARD_NONREF;
     if (result == AVERROR_EOF) {
         r->draining = true;
         cs_av.avcodec_send_packet(r->codec, NULL);

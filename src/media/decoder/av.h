@@ -98,6 +98,7 @@ typedef struct {
     const char *name; /* "MP3", for messages */
     const uint8_t *data;
     int64_t size, at;
+    uint64_t max_pixels; /* of a frame, for the codec */
 } cs_av_input;
 
 bool cs_av_input_open(cs_av_input *input, const cs_decode_job *job, cs_media_format format,
@@ -116,6 +117,9 @@ AVCodecContext *cs_av_decoder_open(const cs_av_input *input, int track, GError *
 typedef struct {
     cs_av_input *input;
     int track;
+    /* If not NULL: presentation times (int64_t) of the frames that matter. Frames that neither
+     * matter nor are referred to by others may be left out. */
+    GHashTable *wanted;
     AVCodecContext *codec;
     AVPacket *packet;
     AVFrame *frame; /* the current frame */

@@ -18,6 +18,7 @@ typedef struct {
     struct SwsContext *scaler;
     uint8_t *rgb; /* [source height][source width][3], rows row_bytes apart */
     size_t row_bytes, rgb_bytes;
+    GArray *times;   /* int64_t: presentation times of all packets, sorted */
     uint8_t *turned; /* the same after turning, contiguous */
     cs_decoded_video *video;
 } frame_taker;
@@ -27,9 +28,17 @@ static void frame_taker_clear(frame_taker *t)
     cs_av.sws_freeContext(t->scaler);
     free(t->rgb);
     g_free(t->turned);
+    if (t->times)
+        g_array_unref(t->times);
 }
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(frame_taker, frame_taker_clear)
+
+static int compare_times(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
 
 static bool check_header(const cs_decode_job *job, const cs_av_input *input, int track,
                          GError **error)
@@ -49,30 +58,28 @@ static bool check_header(const cs_decode_job *job, const cs_av_input *input, int
                                 (uint64_t)MAX(stream->codecpar->height, 0), error);
 }
 
-/* Shown frames by the packets really there, whatever the header claims. */
-static bool count_packets(const cs_decode_job *job, cs_av_input *input, int track, uint64_t *count,
-                          GError **error)
+/* Presentation times of shown frames, by the packets really there, whatever the header claims. */
+static bool read_times(frame_taker *t, GError **error)
 {
+    uint32_t most = t->job->limits->max_frames;
     AVPacket *packet = cs_av.av_packet_alloc();
     if (!packet)
-        return cs_fail(error, CS_ERROR_BUSY, "no memory to decode %s", input->name);
-    uint64_t n = 0;
-    int result;
-    while ((result = cs_av.av_read_frame(input->format, packet)) >= 0) {
-        n += packet->stream_index == track && !(packet->flags & AV_PKT_FLAG_DISCARD);
+        return cs_fail(error, CS_ERROR_BUSY, "no memory to decode %s", t->input->name);
+    int result = 0;
+    t->times = g_array_new(FALSE, FALSE, sizeof(int64_t));
+    while (t->times->len <= most && (result = cs_av.av_read_frame(t->input->format, packet)) >= 0) {
+        if (packet->stream_index == t->track && !(packet->flags & AV_PKT_FLAG_DISCARD))
+            g_array_append_val(t->times, packet->pts);
         cs_av.av_packet_unref(packet);
-        if (n > job->limits->max_frames)
-            break;
     }
     cs_av.av_packet_free(&packet);
-    if (n > job->limits->max_frames)
-        return cs_fail(error, CS_ERROR_TOO_LARGE, "%s of over %u frames", input->name,
-                       job->limits->max_frames);
+    if (t->times->len > most)
+        return cs_fail(error, CS_ERROR_TOO_LARGE, "%s of over %u frames", t->input->name, most);
     if (result < 0 && result != AVERROR_EOF)
-        return cs_av_fail(error, result, input->name, "packet");
-    if (n == 0)
-        return cs_fail(error, CS_ERROR_INVALID, "%s without video frames", input->name);
-    *count = n;
+        return cs_av_fail(error, result, t->input->name, "packet");
+    if (t->times->len == 0)
+        return cs_fail(error, CS_ERROR_INVALID, "%s without video frames", t->input->name);
+    g_array_sort(t->times, compare_times);
     return true;
 }
 
@@ -208,7 +215,7 @@ static bool plan(frame_taker *t, uint64_t total, GError **error)
 }
 
 /* Decodes up to the last sampled frame; *decoded is how many frames there were until then. */
-static bool take_frames(frame_taker *t, uint64_t *decoded, GError **error)
+static bool take_by_count(frame_taker *t, uint64_t *decoded, GError **error)
 {
     g_auto(cs_av_reader) reader = {0};
     if (!cs_av_reader_init(&reader, t->input, t->track, error))
@@ -230,6 +237,49 @@ static bool take_frames(frame_taker *t, uint64_t *decoded, GError **error)
     return more >= 0;
 }
 
+/* Whether frames can be told by their times alone: of codecs with one shown frame a packet, and
+ * when no time is missing or double. Then what others do not refer to need not be decoded, which
+ * is about half of a usual film. */
+static bool times_tell(const frame_taker *t)
+{
+    enum AVCodecID codec = t->input->format->streams[t->track]->codecpar->codec_id;
+    const int64_t *times = (const int64_t *)(const void *)t->times->data;
+    if ((codec != AV_CODEC_ID_H264 && codec != AV_CODEC_ID_HEVC) || times[0] == AV_NOPTS_VALUE)
+        return false;
+    for (guint i = 1; i < t->times->len; i++)
+        if (times[i] == times[i - 1])
+            return false;
+    return true;
+}
+
+/* *all: every sampled frame came. */
+static bool take_by_time(frame_taker *t, bool *all, GError **error)
+{
+    const cs_decoded_video *v = t->video;
+    const int64_t *times = (const int64_t *)(const void *)t->times->data;
+    g_autoptr(GHashTable) wanted = g_hash_table_new(g_int64_hash, g_int64_equal);
+    for (uint32_t i = 0; i < v->n_frames; i++)
+        g_hash_table_insert(wanted,
+                            (gpointer)&times[cs_video_rule_index(v->source_frames, v->n_frames, i)],
+                            GUINT_TO_POINTER(i + 1));
+    g_auto(cs_av_reader) reader = {0};
+    if (!cs_av_reader_init(&reader, t->input, t->track, error))
+        return false;
+    reader.wanted = wanted;
+    uint32_t taken = 0;
+    int more = 1;
+    while (taken < v->n_frames && (more = cs_av_reader_next(&reader, error)) > 0) {
+        guint slot = GPOINTER_TO_UINT(g_hash_table_lookup(wanted, &reader.frame->pts));
+        if (slot == 0)
+            continue;
+        if (!keep_frame(t, reader.frame, slot - 1, error))
+            return false;
+        taken++;
+    }
+    *all = taken == v->n_frames;
+    return more >= 0;
+}
+
 static bool open_track(frame_taker *t, cs_media_format format, GError **error)
 {
     cs_av_input_close(t->input);
@@ -247,25 +297,30 @@ bool cs_decode_video(const cs_decode_job *job, cs_media_format format, const cs_
     g_auto(cs_av_input) input = {0};
     cs_decoded_video made = {0};
     g_auto(frame_taker) t = {.job = job, .rule = rule, .input = &input, .video = &made};
-    uint64_t total = 0, decoded = 0;
+    bool all = false;
     if (!open_track(&t, format, error) || !check_header(job, &input, t.track, error))
         return false;
     made.has_audio = has_audio(&input);
     t.quarter_turns = read_quarter_turns(input.format->streams[t.track]);
-    if (!count_packets(job, &input, t.track, &total, error) ||
-        !stream_rate(job, &input, t.track, total, &made.source_fps, error))
+    if (!read_times(&t, error) ||
+        !stream_rate(job, &input, t.track, t.times->len, &made.source_fps, error))
+        return false;
+    uint64_t total = t.times->len, decoded = 0;
+    if (times_tell(&t) && (!open_track(&t, format, error) || !plan(&t, total, error) ||
+                           !take_by_time(&t, &all, error)))
         return false;
     /* Packets need not be frames one to one (hidden frames, edit lists, a broken tail); the second
      * round has the number that the decoder really gave. */
-    for (int round = 0; round < 2; round++) {
+    for (int round = 0; round < 2 && !all; round++) {
         if (!open_track(&t, format, error) || !plan(&t, total, error) ||
-            !take_frames(&t, &decoded, error))
+            !take_by_count(&t, &decoded, error))
             return false;
-        if (decoded == total) {
-            *video = made;
-            return true;
-        }
+        all = decoded == total;
         total = decoded;
     }
-    return cs_fail(error, CS_ERROR_INVALID, "malformed %s: frames cannot be counted", input.name);
+    if (!all)
+        return cs_fail(error, CS_ERROR_INVALID, "malformed %s: frames cannot be counted",
+                       input.name);
+    *video = made;
+    return true;
 }
