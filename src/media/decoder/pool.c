@@ -136,12 +136,12 @@ static bool process_died(process *p, GError **error)
         if (reaped == 0)
             g_usleep(1000);
     }
-    if (reaped == p->pid) {
+    if (reaped == 0) {
+        status = process_end(p);
+    } else { /* reaped here, or already by somebody who waits for all children */
         close(p->socket);
         p->pid = 0;
         p->ready = false;
-    } else {
-        status = process_end(p);
     }
     if (WIFSIGNALED(status))
         return cs_fail(error, CS_ERROR_FAILED,
