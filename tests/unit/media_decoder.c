@@ -206,6 +206,23 @@ static void test_no_program(void)
                    "the media decoder process ended with status 0");
 }
 
+/* A pool of processes that would start pools themselves: it ends at the first. */
+static void test_self_start(void)
+{
+    g_autoptr(GError) error = NULL;
+    const char *self[] = {"/proc/self/exe", NULL};
+    cs_media_pool_options options = CS_MEDIA_POOL_OPTIONS_DEFAULT;
+    options.program = self;
+    g_autoptr(cs_media_pool) pool = cs_media_pool_new(&options, &error);
+    g_assert_no_error(error);
+    assert_refused(pool, IMAGE, "GIF89a", 6, CS_ERROR_FAILED,
+                   "the media decoder process ended with status 77");
+    g_setenv("CORNSERVE_MEDIA_PROCESS", "1", TRUE);
+    g_assert_null(cs_media_pool_new(&options, &error));
+    g_assert_error(error, CS_ERROR, CS_ERROR_FAILED);
+    g_unsetenv("CORNSERVE_MEDIA_PROCESS");
+}
+
 /* ---- hostile media ---- */
 
 static void put_be32(uint8_t *p, uint32_t v)
@@ -465,6 +482,9 @@ static void test_crowd(void)
 
 int main(int argc, char **argv)
 {
+    g_autoptr(GError) error = NULL;
+    if (argc == 2 && strcmp(argv[1], "3") == 0) /* started by test_self_start */
+        return cs_media_pool_new(&CS_MEDIA_POOL_OPTIONS_DEFAULT, &error) ? 0 : 77;
     g_test_init(&argc, &argv, NULL);
     program[0] = g_getenv("CS_MEDIA_DECODER");
     json_t *empty = json_object();
@@ -478,6 +498,7 @@ int main(int argc, char **argv)
     g_test_add_func("/media/decoder/killed", test_killed);
     g_test_add_func("/media/decoder/busy", test_busy);
     g_test_add_func("/media/decoder/no-program", test_no_program);
+    g_test_add_func("/media/decoder/self-start", test_self_start);
     g_test_add_func("/media/decoder/bombs", test_bombs);
     g_test_add_func("/media/decoder/not-media", test_not_media);
     g_test_add_func("/media/decoder/empty-wav", test_empty_wav);

@@ -40,8 +40,13 @@ struct cs_media_pool {
 
 /* ---- one process ---- */
 
+/* Set in the processes of a pool. A program that lacks the media-decoder subcommand (a test, say,
+ * that left options.program out) would start itself here, that one itself, and so on. */
+#define CHILD_MARK "CORNSERVE_MEDIA_PROCESS"
+
 static char *const environment[] = {
     (char *)"LC_ALL=C",
+    (char *)CHILD_MARK "=1",
     /* The leak check traces the process, which the sandbox does not let happen. */
     (char *)"ASAN_OPTIONS=detect_leaks=0:abort_on_error=1",
     NULL,
@@ -219,6 +224,12 @@ static bool process_ready(cs_media_pool *pool, process *p, cs_decoder_kind kind,
 
 cs_media_pool *cs_media_pool_new(const cs_media_pool_options *options, GError **error)
 {
+    if (g_getenv(CHILD_MARK)) {
+        cs_fail(error, CS_ERROR_FAILED,
+                "a media process was asked to start media processes: the "
+                "program started has no media-decoder subcommand");
+        return NULL;
+    }
     cs_media_pool *pool = g_new0(cs_media_pool, 1);
     pool->options = *options;
     g_mutex_init(&pool->mutex);
