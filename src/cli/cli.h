@@ -49,6 +49,9 @@ const char *cs_cli_nearest(const char *word, const char *const *candidates, guin
 /* Subcommands, one file each. */
 int cs_cli_graph(int argc, char **argv);
 int cs_cli_media_decoder(int argc, char **argv);
+int cs_cli_plan(int argc, char **argv);
+int cs_cli_simulate(int argc, char **argv);
+int cs_cli_workload(int argc, char **argv);
 int cs_cli_help(int argc, char **argv);
 int cs_cli_version(int argc, char **argv);
 

@@ -8,6 +8,9 @@
 static const cs_cli_command commands[] = {
     {"graph", "show the components that a request uses", cs_cli_graph},
     {"media-decoder", NULL, cs_cli_media_decoder},
+    {"plan", "decide which executors stand where and how requests are routed", cs_cli_plan},
+    {"simulate", "run a plan under a workload in simulation", cs_cli_simulate},
+    {"workload", "fit a workload to a trace of requests", cs_cli_workload},
     {"version", "show the version", cs_cli_version},
     {"help", "show this list, or the help of a subcommand", cs_cli_help},
 };

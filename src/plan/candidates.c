@@ -1,5 +1,6 @@
 #include "plan/candidates.h"
 
+#include "base/error.h"
 #include "base/os.h"
 
 #include <limits.h>
@@ -39,6 +40,45 @@ char *cs_candidate_describe(const cs_candidate *c, const cs_problem *p)
         g_string_append_printf(text, "%s%d x %s", i ? ", " : "", c->count[i],
                                p->execs[c->exec[i]].name);
     return g_string_free(text, FALSE);
+}
+
+/* Whether two names with '+' between components mean the same executor type. */
+static bool same_name(const char *a, const char *b)
+{
+    g_auto(GStrv) x = g_strsplit(a, "+", -1), y = g_strsplit(b, "+", -1);
+    bool same = g_strv_length(x) == g_strv_length(y);
+    for (size_t i = 0; same && x[i]; i++)
+        same = g_strv_contains((const char *const *)y, g_strstrip(x[i]));
+    return same;
+}
+
+bool cs_candidate_parse(const cs_flow *flow, const char *text, cs_candidate *out, GError **error)
+{
+    const cs_problem *p = flow->problem;
+    g_autofree int *counts = g_new0(int, p->n_execs + 1);
+    g_auto(GStrv) parts = g_strsplit(text, ",", -1);
+    for (size_t i = 0; parts[i]; i++) {
+        char *name = NULL;
+        guint64 n = g_ascii_strtoull(g_strstrip(parts[i]), &name, 10);
+        if (n < 1 || n > 100000 || !g_str_has_prefix(name, " x "))
+            return cs_fail(error, CS_ERROR_INVALID,
+                           "expected \"COUNT x COMPONENT+COMPONENT, ...\", found \"%s\"", parts[i]);
+        size_t e = 0;
+        while (e < p->n_execs && !same_name(name + 3, p->execs[e].name))
+            e++;
+        if (e == p->n_execs)
+            return cs_fail(error, CS_ERROR_NOT_FOUND,
+                           "%s: no such executor type: a profile or memory is missing, or its "
+                           "components may not share an executor",
+                           name + 3);
+        counts[e] += (int)n;
+    }
+    *out = (cs_candidate){.origin = "given"};
+    if (!cs_candidate_from_counts(out, p, counts))
+        return cs_fail(error, CS_ERROR_TOO_LARGE, "more than %d kinds of executor",
+                       CS_CANDIDATE_TYPES);
+    out->rate = cs_flow_rate(flow, counts);
+    return true;
 }
 
 static double price_of(const cs_problem *p, size_t e, cs_policy policy)

@@ -31,6 +31,10 @@ bool cs_candidate_from_counts(cs_candidate *c, const cs_problem *p, const int *c
 /* "4 x image_encoder+thinker, 11 x talker". g_free. */
 char *cs_candidate_describe(const cs_candidate *c, const cs_problem *p);
 
+/* The reverse: "4 x image_encoder+thinker, 11 x talker", components in any order. The rate is by
+ * flow. Fails naming the part that is no executor type of the problem. */
+bool cs_candidate_parse(const cs_flow *flow, const char *text, cs_candidate *out, GError **error);
+
 /* All subplans whose executor types exist, at most `most` (the rest is cut; *cut tells). */
 GArray *cs_subplans_list(const cs_problem *p, size_t most, bool *cut);
 

@@ -22,8 +22,7 @@ static bool same_stages(const cs_problem *p, const cs_exec_type *e, const cs_pla
     guint32 mask = 0;
     for (size_t i = 0; i < x->n_hosted; i++)
         for (size_t s = 0; s < p->n_stages; s++)
-            if (g_str_equal(p->graph->components[p->stages[s].component].name,
-                            x->hosted[i].name) &&
+            if (g_str_equal(p->graph->components[p->stages[s].component].name, x->hosted[i].name) &&
                 (x->hosted[i].role == CS_ROLE_BOTH || x->hosted[i].role == p->stages[s].role))
                 mask |= 1u << s;
     return mask == e->mask && e->count == x->devices_per_replica &&
@@ -138,8 +137,9 @@ static verdict judge(const replanner *r, const cs_layout *l)
             v.started += start;
             v.stopped += stop;
             v.bytes += start * bytes;
-            v.loss_device_s += p->execs[e].count * (start * bytes / r->o.load_bytes_per_s / p->execs[e].count +
-                                                    stop * r->o.drain_s);
+            v.loss_device_s +=
+                p->execs[e].count *
+                (start * bytes / r->o.load_bytes_per_s / p->execs[e].count + stop * r->o.drain_s);
         }
     double rate = cs_layout_rate(l, NULL), devices = MAX(1, cs_layout_devices(l));
     if (minimises(r->o.fast.policy))
@@ -240,8 +240,8 @@ static cs_layout *repaired(const replanner *r)
     if (!cs_candidate_from_counts(&c, r->p, counts) || c.n == 0)
         return NULL;
     c.rate = cs_flow_rate(r->flow, counts);
-    cs_policy policy = r->o.fast.policy == CS_POLICY_GOODPUT ? CS_POLICY_THROUGHPUT
-                                                             : r->o.fast.policy;
+    cs_policy policy =
+        r->o.fast.policy == CS_POLICY_GOODPUT ? CS_POLICY_THROUGHPUT : r->o.fast.policy;
     cs_candidate_improve(r->flow, policy, 600, &c);
     return place_near(r, &c);
 }
@@ -267,8 +267,7 @@ bool cs_replan(const cs_flow *flow, const cs_plan *old, const cs_replan_options 
     g_autoptr(cs_layout) running = cs_replan_survivors(flow->problem, old);
     replanner r = {.flow = flow, .p = flow->problem, .o = *options, .running = running};
     r.o.horizon_s = options->horizon_s > 0 ? options->horizon_s : DEFAULT_HORIZON_S;
-    r.o.load_bytes_per_s = options->load_bytes_per_s > 0 ? options->load_bytes_per_s
-                                                         : DEFAULT_LOAD;
+    r.o.load_bytes_per_s = options->load_bytes_per_s > 0 ? options->load_bytes_per_s : DEFAULT_LOAD;
     r.o.drain_s = options->drain_s > 0 ? options->drain_s : DEFAULT_DRAIN_S;
     *result = (cs_replan_result){0};
     g_autoptr(GError) fault = NULL;

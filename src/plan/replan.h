@@ -12,10 +12,10 @@
 #include "plan/fast.h"
 
 typedef struct {
-    cs_fast_options fast;         /* of the fresh plan; the policy too */
-    double horizon_s;             /* over which a move must pay off; 0: 600 */
-    double load_bytes_per_s;      /* weights from disk or network into a device; 0: 2e9 */
-    double drain_s;               /* 0: 10 */
+    cs_fast_options fast;    /* of the fresh plan; the policy too */
+    double horizon_s;        /* over which a move must pay off; 0: 600 */
+    double load_bytes_per_s; /* weights from disk or network into a device; 0: 2e9 */
+    double drain_s;          /* 0: 10 */
 } cs_replan_options;
 
 typedef struct {

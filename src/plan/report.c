@@ -35,11 +35,10 @@ static void table_routes(GString *out, const cs_plan *plan)
             g_string_append_printf(out, "  %5.1f %%", 100 * r->paths[k].weight);
             for (size_t h = 0; h < r->paths[k].n_hops; h++) {
                 const cs_plan_hop *hop = &r->paths[k].hops[h];
-                g_string_append_printf(out, "  %s%s%s on %s", hop->component,
-                                       hop->role == CS_ROLE_BOTH ? "" : ":",
-                                       hop->role == CS_ROLE_BOTH ? ""
-                                                                 : cs_plan_role_name(hop->role),
-                                       plan->executors[hop->executor].name);
+                g_string_append_printf(
+                    out, "  %s%s%s on %s", hop->component, hop->role == CS_ROLE_BOTH ? "" : ":",
+                    hop->role == CS_ROLE_BOTH ? "" : cs_plan_role_name(hop->role),
+                    plan->executors[hop->executor].name);
             }
             g_string_append(out, "\n");
         }
@@ -64,7 +63,8 @@ char *cs_report_table(const cs_plan *plan)
         g_string_append_printf(out, "bottleneck: %s\n", plan->bottleneck);
     if (p->n_latencies > 0)
         g_string_append_printf(out, "\nat %.4g requests/s, simulated:\n%-24s %9s %9s %9s %9s %9s\n",
-                               p->load_rps, "type", "p50 s", "p95 s", "p99 s", "first p50", "in time");
+                               p->load_rps, "type", "p50 s", "p95 s", "p99 s", "first p50",
+                               "in time");
     for (size_t i = 0; i < p->n_latencies; i++) {
         const cs_plan_latency *l = &p->latencies[i];
         g_string_append_printf(out, "%-24s %9.3f %9.3f %9.3f %9.3f %8.1f%%\n", l->request_type,
@@ -78,8 +78,9 @@ char *cs_report_sim(const cs_sim_result *sim, const cs_layout *layout)
     const cs_problem *p = layout->problem;
     size_t n = p->cluster->n_nodes;
     GString *out = g_string_new(NULL);
-    g_string_append_printf(out, "%zu of %zu requests in %.1f s; offered %.4g/s, completed %.4g/s, "
-                                "in time %.4g/s%s\n",
+    g_string_append_printf(out,
+                           "%zu of %zu requests in %.1f s; offered %.4g/s, completed %.4g/s, "
+                           "in time %.4g/s%s\n",
                            sim->completed, sim->arrived, sim->duration_s, sim->offered_rps,
                            sim->completed_rps, sim->goodput_rps,
                            sim->gave_up ? "; given up: more comes than is served" : "");
@@ -87,14 +88,13 @@ char *cs_report_sim(const cs_sim_result *sim, const cs_layout *layout)
                            "p50 s", "p95 s", "p99 s", "first p50", "in time");
     for (size_t t = 0; t < sim->n_types; t++) {
         const cs_sim_type *x = &sim->types[t];
-        g_string_append_printf(
-            out, "%-24s %9zu %9.3f %9.3f %9.3f %9.3f %9.3f %8.1f%%\n",
-            p->workload->types[p->types[t].workload_type].name, x->requests, x->mean_s,
-            cs_sim_percentile(x->latency_s, x->requests, 0.5),
-            cs_sim_percentile(x->latency_s, x->requests, 0.95),
-            cs_sim_percentile(x->latency_s, x->requests, 0.99),
-            cs_sim_percentile(x->first_s, x->requests, 0.5),
-            x->requests ? 100.0 * (double)x->met / (double)x->requests : 100.0);
+        g_string_append_printf(out, "%-24s %9zu %9.3f %9.3f %9.3f %9.3f %9.3f %8.1f%%\n",
+                               p->workload->types[p->types[t].workload_type].name, x->requests,
+                               x->mean_s, cs_sim_percentile(x->latency_s, x->requests, 0.5),
+                               cs_sim_percentile(x->latency_s, x->requests, 0.95),
+                               cs_sim_percentile(x->latency_s, x->requests, 0.99),
+                               cs_sim_percentile(x->first_s, x->requests, 0.5),
+                               x->requests ? 100.0 * (double)x->met / (double)x->requests : 100.0);
     }
     for (size_t i = 0; i < p->n_execs * n; i++)
         if (layout->replicas[i] > 0)
@@ -140,7 +140,8 @@ static void draw_node(GString *out, const cs_plan *plan, const char *node, int x
         colour_of(e->name, colour);
         g_autofree char *type = g_strndup(e->name, strcspn(e->name, "@"));
         g_autofree char *full = g_markup_escape_text(type, -1);
-        g_autofree char *brief = strlen(type) > 26 ? g_strdup_printf("%.24s..", type) : g_strdup(type);
+        g_autofree char *brief =
+            strlen(type) > 26 ? g_strdup_printf("%.24s..", type) : g_strdup(type);
         g_autofree char *label = g_markup_escape_text(brief, -1);
         g_string_append_printf(out, "<text x='%d' y='%d'><title>%s</title>%d x %s</text>\n", x + 8,
                                line + 11, full, e->replicas, label);
@@ -179,7 +180,8 @@ static void draw_links(GString *out, const cs_plan *plan, const cs_cluster *c, c
         node_corner(g, to, &x1, &y1);
         int shift = from < to ? -4 : 4; /* both directions stay visible */
         g_string_append_printf(
-            out, "<line x1='%d' y1='%d' x2='%d' y2='%d' stroke='%s' stroke-width='%.1f' "
+            out,
+            "<line x1='%d' y1='%d' x2='%d' y2='%d' stroke='%s' stroke-width='%.1f' "
             "opacity='0.6'><title>%s to %s: %.3g MB/s, %.2g %% of the link</title></line>\n",
             x0 + NODE_WIDTH / 2, y0 + g->height / 2 + shift, x1 + NODE_WIDTH / 2,
             y1 + g->height / 2 + shift, l->utilisation > 0.7 ? "#c33" : "#47a",
@@ -198,7 +200,8 @@ char *cs_report_svg(const cs_plan *plan, const cs_cluster *c)
     g_string_append_printf(out,
                            "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' "
                            "font-family='sans-serif' font-size='12'>\n",
-                           GAP + (int)g.columns * (NODE_WIDTH + GAP), GAP + rows * (g.height + GAP));
+                           GAP + (int)g.columns * (NODE_WIDTH + GAP),
+                           GAP + rows * (g.height + GAP));
     draw_links(out, plan, c, &g);
     for (size_t n = 0; n < c->n_nodes; n++) {
         int x, y;
@@ -217,7 +220,8 @@ static void plot_begin(GString *out, const char *title, const char *x_label, dou
                        double y_most, const char *y_unit)
 {
     g_string_append_printf(
-        out, "<h3>%s</h3><svg width='%d' height='%d' font-family='sans-serif' font-size='11'>"
+        out,
+        "<h3>%s</h3><svg width='%d' height='%d' font-family='sans-serif' font-size='11'>"
         "<rect x='50' y='5' width='%d' height='%d' fill='none' stroke='#999'/>"
         "<text x='4' y='14'>%.3g%s</text><text x='4' y='%d'>0</text>"
         "<text x='%d' y='%d' text-anchor='end'>%.4g %s</text>",
@@ -233,7 +237,8 @@ static void plot_cdf(GString *out, const cs_sim_type *type, const char *name)
     plot_begin(out, title, "s", most, 1, "");
     for (int k = 0; k < 2; k++) {
         const float *values = k ? type->first_s : type->latency_s;
-        g_string_append_printf(out, "<polyline fill='none' stroke='%s' points='", k ? "#e80" : "#27c");
+        g_string_append_printf(out, "<polyline fill='none' stroke='%s' points='",
+                               k ? "#e80" : "#27c");
         for (int i = 0; i <= 200 && type->requests; i++) {
             double share = i / 200.0;
             double x = cs_sim_percentile(values, type->requests, share) / MAX(most, 1e-9);
@@ -260,9 +265,9 @@ static void plot_use(GString *out, const cs_sim_result *sim, const cs_layout *la
         colour_of(p->execs[i / n].name, colour);
         g_string_append_printf(out, "<polyline fill='none' stroke='%s' points='", colour);
         for (size_t b = 0; b < sim->bins; b++)
-            g_string_append_printf(out, "%.1f,%.1f ",
-                                   50 + ((double)b + 0.5) / (double)sim->bins * PLOT_WIDTH,
-                                   5 + (1 - MIN(1, (double)sim->busy_bins[b * sites + i])) * PLOT_HEIGHT);
+            g_string_append_printf(
+                out, "%.1f,%.1f ", 50 + ((double)b + 0.5) / (double)sim->bins * PLOT_WIDTH,
+                5 + (1 - MIN(1, (double)sim->busy_bins[b * sites + i])) * PLOT_HEIGHT);
         g_string_append(out, "'/>");
         g_autofree char *name = g_markup_escape_text(p->execs[i / n].name, -1);
         g_string_append_printf(legend, "<span style='color:%s'>&#9632;</span> %s@%s ", colour, name,
@@ -274,7 +279,8 @@ static void plot_use(GString *out, const cs_sim_result *sim, const cs_layout *la
         most = MAX(most, (double)sim->link_bins[b]);
     if (most <= 0)
         return;
-    plot_begin(out, "Bytes per second over all links", "s", sim->bin_s * (double)sim->bins, most, "");
+    plot_begin(out, "Bytes per second over all links", "s", sim->bin_s * (double)sim->bins, most,
+               "");
     g_string_append(out, "<polyline fill='none' stroke='#27c' points='");
     for (size_t b = 0; b < sim->bins; b++)
         g_string_append_printf(out, "%.1f,%.1f ",

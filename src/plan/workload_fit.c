@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MIN_CLUSTER 30     /* requests below which a type is not divided, nor a shape fitted */
-#define SPLIT_GAIN 0.5     /* a division must halve the variance of the logarithm */
+#define MIN_CLUSTER 30 /* requests below which a type is not divided, nor a shape fitted */
+#define SPLIT_GAIN 0.5 /* a division must halve the variance of the logarithm */
 #define EMPIRICAL_VALUES 64
-#define FIT_DISTANCE 0.05  /* Kolmogorov distance up to which a shape describes the sizes */
+#define FIT_DISTANCE 0.05 /* Kolmogorov distance up to which a shape describes the sizes */
 
 typedef struct {
     guint graph_type;
@@ -59,7 +59,7 @@ static double best_border(const double *values, size_t n)
     }
     /* A uniform spread is halved twice by any division; two humps lose far more. */
     return at && best < whole * SPLIT_GAIN * SPLIT_GAIN * 0.8 ? (values[at - 1] + values[at]) / 2
-                                                               : 0;
+                                                              : 0;
 }
 
 static void divide(GArray *clusters, cluster whole)
@@ -131,7 +131,8 @@ static double distance(const cs_dist_part *part, const double *values, size_t n)
     double worst = 0;
     for (size_t i = 0; i < n; i++) {
         double f = cdf(part, values[i]);
-        worst = MAX(worst, MAX(fabs(f - (double)i / (double)n), fabs(f - (double)(i + 1) / (double)n)));
+        worst =
+            MAX(worst, MAX(fabs(f - (double)i / (double)n), fabs(f - (double)(i + 1) / (double)n)));
     }
     return worst;
 }
@@ -152,7 +153,8 @@ static json_t *fit_size(const double *values, size_t n)
     cs_dist_part shapes[] = {
         {1, CS_DIST_UNIFORM, values[0], values[n - 1], NULL, 0},
         {1, CS_DIST_EXPONENTIAL, mean, 0, NULL, 0},
-        {1, CS_DIST_LOGNORMAL, exp(log_mean), sqrt(MAX(log_square - log_mean * log_mean, 1e-12)), NULL, 0},
+        {1, CS_DIST_LOGNORMAL, exp(log_mean), sqrt(MAX(log_square - log_mean * log_mean, 1e-12)),
+         NULL, 0},
         {1, CS_DIST_NORMAL, mean, sqrt(MAX(square - mean * mean, 1e-12)), NULL, 0},
     };
     int best = -1;
