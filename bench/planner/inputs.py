@@ -8,8 +8,9 @@ above 30 billion parameters) into step costs, for every model alike:
 
 - an encoder or generator costs 1/throughput for the reference request, in proportion to its size;
 - prefill costs 2 x active parameters x prompt tokens at half of the A100's 312 TFLOP/s, at most 80 % of
-  1/throughput; decode is the rest. Of a decode step, reading each request's KV cache at 2 TB/s counts per
-  request and the remainder is fixed, shared by the batch that fits the memory of the LLM alone;
+  1/throughput; decode is the rest. The fixed part of a decode step is reading the weights once at 2 TB/s (as
+  far as the throughput at the batch that fits beside the LLM alone leaves room for it); what remains counts
+  per request in the step;
 - memory is what the models' sizes say: bf16 weights, KV bytes from layers, KV heads and head size, 90 % of
   80 GB usable, 2 GB of workspace a component.
 
@@ -147,8 +148,9 @@ def profiles(model, flat):
     batch = min(batch, 256)
     step = (total - prefill) / answer  # seconds a token, each of `batch` requests in a step
     read = 0 if flat else min(0.9 * step, context * m["kv"] / BANDWIDTH / count)
-    fixed = 0 if flat else (step - read) * batch
-    per = step if flat else read
+    weights = m["weights"]["thinker"] * GB / BANDWIDTH / count
+    fixed = 0 if flat else min(weights, 0.9 * (step - read) * batch)
+    per = step - fixed / batch
     out.append(base | {"component": "thinker", "role": "prefill", "max_batch": 64, "chunk_units": 8192,
                        "per_unit_s": prefill / prompt})
     out.append(base | {"component": "thinker", "role": "decode", "max_batch": 256, "fixed_s": fixed, "per_unit_s": per})

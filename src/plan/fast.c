@@ -15,9 +15,15 @@
 #define KEEP_IMPROVE 12 /* candidates that exchange replicas */
 #define KEEP_FLOW 256   /* survivors of the flow bound */
 #define KEEP_SCREEN 25  /* survivors of screening, as published */
+#define KEEP_GOODPUT 64 /* the same for goodput, which sampling ranks least well */
+#define KEEP_BY_FLOW 8  /* of these, so many stay for their flow alone ... */
+#define KEEP_BY_MEAN 24 /* ... and so many for their mean latency */
 #define KEEP_FINAL 5    /* plans that the last rounds of the race compare */
 #define SCREEN_SAMPLES 512
 #define EXACT_PLACEMENTS 4
+#define HORIZON_TARGETS 8.0    /* a run that judges goodput lasts so many of the longest target */
+#define MAX_HORIZON 40000.0    /* requests */
+#define GOODPUT_TOLERANCE 0.01 /* of the bisection, relative */
 #define TIE 1e-6 /* relative: plans this close in the policy's objective are judged by latency */
 
 typedef struct {
@@ -25,8 +31,9 @@ typedef struct {
     cs_layout *layout;
     double objective;    /* of the policy, as placed; larger is better */
     double score, error; /* of latency or goodput; smaller is better */
-    bool baseline;
-    double *rounds; /* scores of the race, by round */
+    bool baseline;       /* stays to the end */
+    bool safe;           /* screening does not drop it */
+    double *rounds;      /* scores of the race, by round */
 } contender;
 
 typedef struct {
@@ -412,31 +419,45 @@ static double load_of(const planner *f, double best_rate)
     return minimises(f->o.policy) ? f->p->workload->rate_rps : f->o.load_factor * best_rate;
 }
 
-static void screen_one(planner *f, const cs_screen *screen, contender *x, double load, size_t n)
+/* Mean latency at the load, or how near the targets it comes. */
+static void screen_one(planner *f, const cs_screen *screen, contender *x, double load, size_t n,
+                       bool pressure)
 {
     g_autofree int *counts = g_new0(int, f->p->n_execs + 1);
     cs_flow_result shares;
     cs_layout_counts(x->layout, counts);
     cs_flow_solve(f->flow, counts, false, &shares);
-    if (f->o.policy == CS_POLICY_GOODPUT) {
-        double goodput = cs_screen_goodput(screen, f->flow, counts, &shares, n);
-        double share = f->p->workload->attainment;
-        x->score = -goodput;
-        x->error = goodput * sqrt(share * (1 - share) / (double)n) * 2;
-    } else {
-        cs_screen_result r = cs_screen_latency(screen, f->flow, counts, &shares, load, n);
-        x->score = r.mean_s + 1e3 * MAX(0, f->p->workload->attainment - r.attainment);
-        x->error = r.error_s;
-    }
+    cs_screen_result r = cs_screen_latency(screen, f->flow, counts, &shares, load, n);
+    x->score =
+        pressure ? r.pressure : r.mean_s + 1e3 * MAX(0, f->p->workload->attainment - r.attainment);
+    x->error = pressure ? r.pressure / sqrt((double)n) : r.error_s;
     cs_flow_result_clear(&shares);
 }
 
 static gint by_score(gconstpointer a, gconstpointer b, gpointer data)
 {
     const contender *x = a, *y = b;
-    if (x->baseline != y->baseline) /* baselines stay to the end */
-        return x->baseline ? -1 : 1;
+    bool safe = x->baseline || x->safe, other = y->baseline || y->safe;
+    if (safe != other)
+        return safe ? -1 : 1;
     return (x->score > y->score) - (x->score < y->score);
+}
+
+/* Sampling is poor at the tails that goodput hangs on: the plans best by flow and by mean latency
+ * stay in the race whatever their sampled goodput. */
+static void protect(planner *f, const cs_screen *screen, double load)
+{
+    for (guint i = 0; i < f->all->len; i++) {
+        contender *x = &g_array_index(f->all, contender, i);
+        screen_one(f, screen, x, load, SCREEN_SAMPLES / 2, false);
+        x->safe = i < KEEP_BY_FLOW;
+    }
+    g_array_sort_with_data(f->all, by_score, NULL);
+    for (guint i = 0, n = 0; i < f->all->len && n < KEEP_BY_MEAN; i++)
+        if (!g_array_index(f->all, contender, i).safe) {
+            g_array_index(f->all, contender, i).safe = true;
+            n++;
+        }
 }
 
 /* Successive halving: each round doubles the samples and drops the worse half, except plans that
@@ -444,14 +465,18 @@ static gint by_score(gconstpointer a, gconstpointer b, gpointer data)
 static void screen_all(planner *f)
 {
     guint entered = f->all->len, n = tied(f), untied = entered - n, rounds = 0, separated = 0;
+    bool goodput = f->o.policy == CS_POLICY_GOODPUT;
+    guint most = goodput ? KEEP_GOODPUT : KEEP_SCREEN;
     g_autoptr(cs_screen) screen = cs_screen_new(f->p, SCREEN_SAMPLES, f->o.seed + 1);
     double load = load_of(f, g_array_index(f->all, contender, 0).objective);
     keep_first(f, n);
+    if (goodput)
+        protect(f, screen, load);
     for (size_t samples = 64; samples <= SCREEN_SAMPLES; samples *= 2, rounds++) {
         for (guint i = 0; i < f->all->len; i++)
-            screen_one(f, screen, &g_array_index(f->all, contender, i), load, samples);
+            screen_one(f, screen, &g_array_index(f->all, contender, i), load, samples, goodput);
         g_array_sort_with_data(f->all, by_score, NULL);
-        guint half = MAX((f->all->len + 1) / 2, MIN(KEEP_SCREEN, f->all->len)), keep = half;
+        guint half = MAX((f->all->len + 1) / 2, MIN(most, f->all->len)), keep = half;
         const contender *last = &g_array_index(f->all, contender, half - 1);
         double border = last->score + 2 * last->error;
         while (samples < SCREEN_SAMPLES && keep < f->all->len &&
@@ -462,27 +487,41 @@ static void screen_all(planner *f)
         separated += f->all->len - keep;
         keep_first(f, keep);
     }
-    guint over = f->all->len > KEEP_SCREEN ? f->all->len - KEEP_SCREEN : 0;
-    keep_first(f, KEEP_SCREEN);
+    guint over = f->all->len > most ? f->all->len - most : 0;
+    keep_first(f, most);
     say(f,
         "3 screen: %u entered; %s\n  left %u: dropped %u %s, %u in %u rounds of halving, %u over "
-        "the limit of %d\n",
+        "the limit of %u\n",
         entered,
-        f->o.policy == CS_POLICY_GOODPUT ? "goodput by sampling"
-                                         : "mean latency by sampling at the load factor",
-        f->all->len, untied, "below the best objective", separated, rounds, over, KEEP_SCREEN);
+        f->o.policy == CS_POLICY_GOODPUT
+            ? "nearness to the latency targets by sampling at the load factor"
+            : "mean latency by sampling at the load factor",
+        f->all->len, untied, "below the best objective", separated, rounds, over, most);
 }
 
 /* ---- phase 4: the race in the simulator ---- */
+
+/* Queues that outgrow the targets need some multiples of the targets to show. */
+static size_t horizon_requests(const cs_problem *p, double rate, size_t requests)
+{
+    double longest = 0;
+    for (size_t t = 0; t < p->n_types; t++) {
+        const cs_workload_type *type = &p->workload->types[p->types[t].workload_type];
+        longest = MAX(longest, isinf(type->latency_s) ? 0 : type->latency_s);
+        longest = MAX(longest, isinf(type->first_s) ? 0 : type->first_s);
+    }
+    return (size_t)CLAMP(HORIZON_TARGETS * rate * longest, (double)requests,
+                         MAX(MAX_HORIZON, (double)requests));
+}
 
 double cs_fast_goodput(const cs_layout *layout, double most, size_t requests, guint64 seed,
                        const volatile int *cancel)
 {
     double throughput = cs_layout_rate(layout, NULL);
+    requests = horizon_requests(layout->problem, throughput, requests);
     double low = 0, high = most > 0 ? MIN(most, throughput) : throughput;
-    double goal = layout->problem->workload->attainment;
-    for (int i = 0; i < 12 && high - low > 0.02 * high && !(cancel && *cancel); i++) {
-        cs_sim_options o = {.rate_rps = i ? (low + high) / 2 : high * 0.98,
+    for (int i = 0; i < 14 && high - low > GOODPUT_TOLERANCE * high && !(cancel && *cancel); i++) {
+        cs_sim_options o = {.rate_rps = i ? (low + high) / 2 : high * (1 - GOODPUT_TOLERANCE),
                             .seed = seed,
                             .requests = requests,
                             .stop_when_missed = true,
@@ -491,7 +530,7 @@ double cs_fast_goodput(const cs_layout *layout, double most, size_t requests, gu
         cs_sim_result r;
         if (!cs_sim_run(layout, &o, &r, NULL))
             return 0;
-        bool met = !r.gave_up && r.attainment >= goal;
+        bool met = !r.gave_up; /* a type with few requests may miss one */
         cs_sim_result_clear(&r);
         *(met ? &low : &high) = o.rate_rps;
         if (met && i == 0)
@@ -509,29 +548,62 @@ typedef struct {
     gint next;
 } heat;
 
+/* The worst type's latency over its target at the attainment's quantile; below 1 all is in time. */
+static double sim_pressure(const cs_problem *p, const cs_sim_result *r)
+{
+    double worst = 0, share = p->workload->attainment;
+    for (size_t t = 0; t < r->n_types; t++) {
+        const cs_workload_type *type = &p->workload->types[p->types[t].workload_type];
+        const cs_sim_type *x = &r->types[t];
+        worst = MAX(worst, cs_sim_percentile(x->latency_s, x->requests, share) / type->latency_s);
+        worst = MAX(worst, cs_sim_percentile(x->first_s, x->requests, share) / type->first_s);
+    }
+    return worst;
+}
+
+static double sim_mean(const cs_problem *p, const cs_sim_result *r)
+{
+    double sum = 0, n = 0;
+    for (size_t t = 0; t < r->n_types; t++) {
+        sum += r->types[t].mean_s * (double)r->types[t].requests;
+        n += (double)r->types[t].requests;
+    }
+    return sum / MAX(n, 1) + 1e3 * MAX(0, p->workload->attainment - r->attainment);
+}
+
 static double race_score(const heat *h, const cs_layout *layout)
 {
     const planner *f = h->f;
-    guint64 seed = f->o.seed * 1000 + h->round + 17;
-    if (f->o.policy == CS_POLICY_GOODPUT)
-        return -cs_fast_goodput(layout, 0, h->requests, seed, f->o.cancel);
     cs_sim_options o = {.rate_rps = h->load,
-                        .seed = seed,
+                        .seed = f->o.seed * 1000 + h->round + 17,
                         .requests = h->requests,
                         .max_in_flight = h->requests,
                         .cancel = f->o.cancel};
     cs_sim_result r;
     if (!cs_sim_run(layout, &o, &r, NULL))
         return 1e9;
-    double sum = 0, n = 0;
-    for (size_t t = 0; t < r.n_types; t++) {
-        sum += r.types[t].mean_s * (double)r.types[t].requests;
-        n += (double)r.types[t].requests;
-    }
-    double score =
-        r.gave_up ? 1e9 : sum / MAX(n, 1) + 1e3 * MAX(0, f->p->workload->attainment - r.attainment);
+    double score = r.gave_up                          ? 1e9
+                   : f->o.policy == CS_POLICY_GOODPUT ? sim_pressure(f->p, &r)
+                                                      : sim_mean(f->p, &r);
     cs_sim_result_clear(&r);
     return score;
+}
+
+/* For goodput the racers run at the rate that the leader just sustains: whoever comes nearer to the
+ * targets there sustains more. */
+static void set_pace(heat *h, size_t longest)
+{
+    const planner *f = h->f;
+    h->requests = MAX(400, h->round < 3 ? longest / 4 : longest);
+    if (f->o.policy != CS_POLICY_GOODPUT)
+        return;
+    for (guint i = 0; i < MIN(h->n, h->round == 0 ? 4 : 1); i++)
+        h->load = MAX(i || h->round ? h->load : 0,
+                      cs_fast_goodput(h->racers[i]->layout, 0, h->requests,
+                                      f->o.seed * 1000 + h->round + 700, f->o.cancel));
+    if (h->load <= 0)
+        h->load = f->o.load_factor * h->racers[0]->objective;
+    h->requests = horizon_requests(f->p, h->load, h->requests);
 }
 
 static gpointer race_thread(gpointer data)
@@ -602,8 +674,7 @@ static int by_race(const void *a, const void *b)
     return (x->score > y->score) - (x->score < y->score);
 }
 
-/* Rounds with new seeds and more requests until one is left, or the last round. The first round
- * keeps the best KEEP_FINAL by score besides those it does not separate. */
+/* Rounds with new seeds, longer from the fourth on, until one is left, or the last round. */
 static contender *race(planner *f)
 {
     enum { ROUNDS = 8 };
@@ -620,12 +691,12 @@ static contender *race(planner *f)
         racers[i]->rounds = g_new0(double, ROUNDS);
     }
     for (h.round = 0; h.round < ROUNDS && h.n > 1 && !out_of_time(f); h.round++, rounds++) {
-        h.requests = MAX(400, h.round < 3 ? longest / 8 : longest / 2);
+        set_pace(&h, longest);
         run_heat(&h);
         separated += drop_separated(&h);
-        if (h.round >= 2 && h.n > KEEP_FINAL) {
+        if (h.n > KEEP_FINAL) { /* the worse half; from the third round on all but the last few */
             qsort(h.racers, h.n, sizeof h.racers[0], by_race);
-            h.n = KEEP_FINAL;
+            h.n = h.round >= 2 ? KEEP_FINAL : MAX(KEEP_FINAL, (h.n + 1) / 2);
         }
     }
     if (rounds > 0)
@@ -635,6 +706,8 @@ static contender *race(planner *f)
         "  left %u: dropped %u separated at 95 %%, %u of lower rank; the winner is %s\n",
         entered, rounds, h.n, separated, entered - separated - h.n,
         h.n > 1 ? "the best of those not separated" : "alone");
+    for (guint i = 0; i < h.n; i++) /* all of them run the last race for goodput */
+        h.racers[i]->baseline = true;
     return h.racers[0];
 }
 
@@ -728,11 +801,27 @@ static void mark(planner *f, cs_fast_result *result, int phase, int64_t *since)
     *since = now;
 }
 
-static double reported_objective(const planner *f, const contender *winner)
+static double final_goodput(const planner *f, const contender *x)
 {
-    if (f->o.policy == CS_POLICY_GOODPUT)
-        return cs_fast_goodput(winner->layout, 0, f->o.sim_requests, f->o.seed + 5, f->o.cancel);
-    return minimises(f->o.policy) ? -winner->objective : winner->objective;
+    return cs_fast_goodput(x->layout, 0, f->o.sim_requests, f->o.seed + 5, f->o.cancel);
+}
+
+/* The plan that is reported is judged by one long run that the race did not see; baselines run it
+ * too, so that chance in the race never returns less than they give. */
+static double reported_objective(const planner *f, contender **winner)
+{
+    if (f->o.policy != CS_POLICY_GOODPUT)
+        return minimises(f->o.policy) ? -(*winner)->objective : (*winner)->objective;
+    double best = final_goodput(f, *winner);
+    for (guint i = 0; i < f->all->len && !out_of_time(f); i++) {
+        contender *x = &g_array_index(f->all, contender, i);
+        double goodput = x->baseline && x != *winner ? final_goodput(f, x) : 0;
+        if (goodput > best) {
+            best = goodput;
+            *winner = x;
+        }
+    }
+    return best;
 }
 
 static bool plan(planner *f, cs_fast_result *result, GError **error)
@@ -755,7 +844,7 @@ static bool plan(planner *f, cs_fast_result *result, GError **error)
     screen_all(f);
     mark(f, result, 2, &since);
     contender *winner = f->o.no_simulation ? first_of_all(f) : race(f);
-    result->objective = reported_objective(f, winner);
+    result->objective = reported_objective(f, &winner);
     mark(f, result, 3, &since);
     g_autofree char *text = cs_candidate_describe(&winner->c, f->p);
     say(f, "5 place: %s\n  from %s; %.6g requests/s as placed\n", text, winner->c.origin,
@@ -765,6 +854,16 @@ static bool plan(planner *f, cs_fast_result *result, GError **error)
     result->layout = g_steal_pointer(&winner->layout);
     mark(f, result, 4, &since);
     return true;
+}
+
+static bool has_targets(const cs_problem *p)
+{
+    for (size_t t = 0; t < p->n_types; t++) {
+        const cs_workload_type *type = &p->workload->types[p->types[t].workload_type];
+        if (!isinf(type->latency_s) || !isinf(type->first_s))
+            return true;
+    }
+    return false;
 }
 
 bool cs_fast_plan(const cs_flow *flow, const cs_fast_options *options, cs_fast_result *result,
@@ -779,7 +878,10 @@ bool cs_fast_plan(const cs_flow *flow, const cs_fast_options *options, cs_fast_r
     f.o.sim_requests = options->sim_requests > 0 ? options->sim_requests : 4000;
     f.all = g_array_new(FALSE, TRUE, sizeof(contender));
     f.text = g_string_new(NULL);
-    bool ok = plan(&f, result, error);
+    bool ok = (f.o.policy != CS_POLICY_GOODPUT || has_targets(f.p) ||
+               cs_fail(error, CS_ERROR_INVALID,
+                       "goodput needs a latency target: give a type latency_s or first_s")) &&
+              plan(&f, result, error);
     result->bound = f.bound;
     keep_first(&f, 0);
     g_array_unref(f.all);

@@ -1,6 +1,7 @@
 #include "plan/screen.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
@@ -253,6 +254,26 @@ static double latency_of(const cs_screen *screen, const cs_flow *flow, const cs_
     return last;
 }
 
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* ratios[n_types][n]: the worst type's quantile at the workload's attainment. */
+static double worst_quantile(const cs_problem *p, double *ratios, const size_t *seen, size_t n)
+{
+    double worst = 0;
+    for (size_t t = 0; t < p->n_types; t++) {
+        if (seen[t] == 0)
+            continue;
+        qsort(ratios + t * n, seen[t], sizeof ratios[0], compare_doubles);
+        size_t rank = (size_t)ceil(p->workload->attainment * (double)seen[t]);
+        worst = MAX(worst, ratios[t * n + CLAMP(rank, 1, seen[t]) - 1]);
+    }
+    return worst;
+}
+
 cs_screen_result cs_screen_latency(const cs_screen *screen, const cs_flow *flow, const int *counts,
                                    const cs_flow_result *shares, double rate, size_t n)
 {
@@ -261,6 +282,7 @@ cs_screen_result cs_screen_latency(const cs_screen *screen, const cs_flow *flow,
     g_autofree size_t *seen = g_new0(size_t, p->n_types + 1), *met = g_new0(size_t, p->n_types + 1);
     double sum = 0, square = 0;
     n = MIN(n, screen->n);
+    g_autofree double *ratios = g_new0(double, p->n_types *n + 1);
     for (size_t e = 0; e < p->n_execs; e++)
         if (counts[e] > 0)
             solve_steady(flow, shares, e, counts[e], rate, &states[e]);
@@ -270,27 +292,14 @@ cs_screen_result cs_screen_latency(const cs_screen *screen, const cs_flow *flow,
         double first, latency = latency_of(screen, flow, shares, states, x, &first);
         sum += latency;
         square += latency * latency;
-        seen[x->type]++;
+        ratios[x->type * n + seen[x->type]++] =
+            MAX(latency / type->latency_s, first / type->first_s);
         met[x->type] += latency <= type->latency_s && first <= type->first_s;
     }
     double mean = sum / (double)n, variance = MAX(0, square / (double)n - mean * mean);
-    cs_screen_result r = {mean, sqrt(variance / (double)n), 1};
+    cs_screen_result r = {mean, sqrt(variance / (double)n), 1, worst_quantile(p, ratios, seen, n)};
     for (size_t t = 0; t < p->n_types; t++)
         if (seen[t] > 0)
             r.attainment = MIN(r.attainment, (double)met[t] / (double)seen[t]);
     return r;
-}
-
-double cs_screen_goodput(const cs_screen *screen, const cs_flow *flow, const int *counts,
-                         const cs_flow_result *shares, size_t n)
-{
-    double low = 0, high = shares->rate_rps, goal = screen->p->workload->attainment;
-    for (int i = 0; i < 9; i++) {
-        double mid = i ? (low + high) / 2 : high * 0.999;
-        bool met = cs_screen_latency(screen, flow, counts, shares, mid, n).attainment >= goal;
-        *(met ? &low : &high) = mid;
-        if (met && i == 0)
-            break;
-    }
-    return low;
 }

@@ -18,14 +18,11 @@ typedef struct {
     double mean_s;     /* over all requests */
     double error_s;    /* standard error of it */
     double attainment; /* the least of any type with a target; 1 if none has */
+    double pressure;   /* worst type: its latency over its target at the attainment's quantile */
 } cs_screen_result;
 
 /* The first n samples under a total rate, on these replicas with the shares of a solved flow. */
 cs_screen_result cs_screen_latency(const cs_screen *screen, const cs_flow *flow, const int *counts,
                                    const cs_flow_result *shares, double rate_rps, size_t n);
-
-/* The highest rate at which attainment holds, by bisection up to the flow's rate. */
-double cs_screen_goodput(const cs_screen *screen, const cs_flow *flow, const int *counts,
-                         const cs_flow_result *shares, size_t n);
 
 #endif
