@@ -21,8 +21,8 @@
 #define KEEP_FINAL 5    /* plans that the last rounds of the race compare */
 #define SCREEN_SAMPLES 512
 #define EXACT_PLACEMENTS 4
-#define HORIZON_TARGETS 8.0    /* a run that judges goodput lasts so many of the longest target */
-#define MAX_HORIZON 40000.0    /* requests */
+#define HORIZON_TARGETS 5.0    /* a run that judges goodput lasts so many of the longest target */
+#define MAX_HORIZON 20000.0    /* requests */
 #define GOODPUT_TOLERANCE 0.01 /* of the bisection, relative */
 #define TIE 1e-6 /* relative: plans this close in the policy's objective are judged by latency */
 
@@ -520,8 +520,9 @@ double cs_fast_goodput(const cs_layout *layout, double most, size_t requests, gu
     double throughput = cs_layout_rate(layout, NULL);
     requests = horizon_requests(layout->problem, throughput, requests);
     double low = 0, high = most > 0 ? MIN(most, throughput) : throughput;
-    for (int i = 0; i < 14 && high - low > GOODPUT_TOLERANCE * high && !(cancel && *cancel); i++) {
-        cs_sim_options o = {.rate_rps = i ? (low + high) / 2 : high * (1 - GOODPUT_TOLERANCE),
+    double rate = high * (1 - GOODPUT_TOLERANCE), step = 0.12;
+    for (int i = 0; i < 20 && high - low > GOODPUT_TOLERANCE * high && !(cancel && *cancel); i++) {
+        cs_sim_options o = {.rate_rps = rate,
                             .seed = seed,
                             .requests = requests,
                             .stop_when_missed = true,
@@ -532,9 +533,12 @@ double cs_fast_goodput(const cs_layout *layout, double most, size_t requests, gu
             return 0;
         bool met = !r.gave_up; /* a type with few requests may miss one */
         cs_sim_result_clear(&r);
-        *(met ? &low : &high) = o.rate_rps;
+        *(met ? &low : &high) = rate;
         if (met && i == 0)
             break;
+        /* Steps down that widen until a rate is sustained, then halving. */
+        rate = low > 0 || step > 0.5 ? (low + high) / 2 : high * (1 - step);
+        step *= 2;
     }
     return low;
 }

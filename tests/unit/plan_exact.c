@@ -192,6 +192,7 @@ static int compare(const instance_options *o, guint64 seed, cs_policy policy)
 static void compare_many(const instance_options *o, cs_policy policy, int want)
 {
     int done = 0;
+    want = g_test_thorough() ? 4 * want : want;
     for (guint64 seed = 1; done < want; seed++)
         done += compare(o, seed * 77 + (guint64)policy, policy);
     g_test_message("%d instances equal to brute force", done);
@@ -206,7 +207,7 @@ static void test_cost(void)
                           .max_types = 2,
                           .max_count = 1,
                           .tight_memory = true};
-    compare_many(&o, CS_POLICY_COST, 45);
+    compare_many(&o, CS_POLICY_COST, 25);
     o = (instance_options){.components = 3,
                            .max_nodes = 2,
                            .max_devices = 2,
@@ -214,7 +215,7 @@ static void test_cost(void)
                            .max_types = 2,
                            .max_count = 1,
                            .tight_links = true};
-    compare_many(&o, CS_POLICY_COST, 45);
+    compare_many(&o, CS_POLICY_COST, 25);
 }
 
 static void test_devices(void)
@@ -227,7 +228,7 @@ static void test_devices(void)
                           .max_count = 2,
                           .tight_links = true,
                           .load = 0.29};
-    compare_many(&o, CS_POLICY_DEVICES, 30);
+    compare_many(&o, CS_POLICY_DEVICES, 20);
 }
 
 static void test_throughput(void)
@@ -240,7 +241,7 @@ static void test_throughput(void)
                           .max_count = 2,
                           .tight_links = true,
                           .tight_memory = true};
-    compare_many(&o, CS_POLICY_THROUGHPUT, 45);
+    compare_many(&o, CS_POLICY_THROUGHPUT, 25);
     o = (instance_options){.components = 3,
                            .max_nodes = 2,
                            .max_devices = 2,
@@ -248,7 +249,7 @@ static void test_throughput(void)
                            .max_types = 3,
                            .max_count = 1,
                            .tight_links = true};
-    compare_many(&o, CS_POLICY_THROUGHPUT, 35);
+    compare_many(&o, CS_POLICY_THROUGHPUT, 20);
 }
 
 int main(int argc, char **argv)
