@@ -28,10 +28,19 @@ static void accept_rows(cs_llm_engine *engine, const llm_message *message)
     if (message->request->done)
         return;
     if (!llm_request_add_rows(message->request, message->item, message->rows, message->last,
-                              engine->llm->hidden_size, &error)) {
+                              llm_input_size(engine), &error)) {
         g_prefix_error(&error, "%s: ", engine->name);
         llm_end_request(engine, message->request, error);
     }
+}
+
+static void accept_kv(cs_llm_engine *engine, const llm_message *message)
+{
+    g_autoptr(GError) error = NULL;
+    if (message->request->done || llm_kv_add(engine, message->request, message->rows, &error))
+        return;
+    g_prefix_error(&error, "%s: ", engine->name);
+    llm_end_request(engine, message->request, error);
 }
 
 static void cancel(cs_llm_engine *engine, cs_llm_request *request)
@@ -49,6 +58,9 @@ static void handle(cs_llm_engine *engine, const llm_message *message)
         break;
     case MESSAGE_ROWS:
         accept_rows(engine, message);
+        break;
+    case MESSAGE_KV:
+        accept_kv(engine, message);
         break;
     case MESSAGE_FAIL:
         llm_end_request(engine, message->request, message->error);
@@ -84,7 +96,7 @@ static void free_ended(cs_llm_engine *engine)
     }
 }
 
-static void publish_stats(cs_llm_engine *engine)
+void llm_publish_stats(cs_llm_engine *engine)
 {
     cs_llm_engine_stats *stats = &engine->stats;
     uint32_t held = cs_kv_cache_total(engine->kv) - cs_kv_cache_available(engine->kv);
@@ -101,7 +113,7 @@ static void publish_stats(cs_llm_engine *engine)
 static void end_turn(cs_llm_engine *engine)
 {
     free_ended(engine);
-    publish_stats(engine);
+    llm_publish_stats(engine);
     if (engine->called_sinks && engine->options.on_step)
         engine->options.on_step(engine->options.on_step_user);
     engine->called_sinks = false;
@@ -114,7 +126,7 @@ static void *engine_main(void *data)
     while (receive(engine, idle)) {
         int64_t start = cs_now_us();
         llm_schedule(engine);
-        idle = engine->batch.n_rows == 0;
+        idle = engine->batch.n_rows == 0 && engine->n_imports == 0;
         if (!idle) {
             llm_step(engine);
             uint64_t took_us = (uint64_t)(cs_now_us() - start);
@@ -146,8 +158,10 @@ static void set_options(cs_llm_engine *engine, const cs_llm_engine_options *opti
         o->max_context_tokens = engine->llm->max_context_tokens;
     if (o->max_queued_requests == 0)
         o->max_queued_requests = 1024;
+    if (o->mixed_step_target_us == 0)
+        o->mixed_step_target_us = 150000;
     engine->mixed_chunk_rows =
-        o->mixed_step_target_us > 0 ? CS_LLM_BLOCK_TOKENS : o->max_step_tokens;
+        o->mixed_step_target_us == UINT32_MAX ? o->max_step_tokens : CS_LLM_BLOCK_TOKENS;
 }
 
 static bool allocate_step(cs_llm_engine *engine)
@@ -161,14 +175,18 @@ static bool allocate_step(cs_llm_engine *engine)
     engine->logit_rows = g_try_malloc_n(n, sizeof *engine->logit_rows);
     engine->in_step = g_try_malloc_n(n, sizeof *engine->in_step);
     engine->copies = g_try_malloc_n(n, sizeof *engine->copies);
+    engine->imports = g_try_malloc_n(n, sizeof *engine->imports);
     engine->running = g_try_malloc_n(n, sizeof *engine->running);
+    if (llm->ops->read_block)
+        engine->kv_block = g_try_malloc(llm->kv_block_bytes);
     engine->logits = g_try_malloc_n(n * llm->vocab_size, sizeof(float));
     if (engine->options.hidden_states)
         engine->hidden = g_try_malloc_n(rows * llm->hidden_size, sizeof(float));
     engine->sampler = cs_sampler_new(llm->vocab_size);
     return engine->token_ids && engine->positions && engine->spans && engine->sequences &&
-           engine->logit_rows && engine->in_step && engine->copies && engine->running &&
-           engine->logits && (engine->hidden || !engine->options.hidden_states) && engine->sampler;
+           engine->logit_rows && engine->in_step && engine->copies && engine->imports &&
+           engine->running && (engine->kv_block || !llm->ops->read_block) && engine->logits &&
+           (engine->hidden || !engine->options.hidden_states) && engine->sampler;
 }
 
 /* Blocks are numbered by int32_t, rows of a sequence by uint32_t. */
@@ -198,7 +216,7 @@ static bool start_engine(cs_llm_engine *engine, GError **error)
         return cs_fail(error, CS_ERROR_FAILED,
                        "%s: no memory for steps of %u rows and %u sequences", engine->name,
                        engine->options.max_step_tokens, engine->options.max_sequences);
-    publish_stats(engine);
+    llm_publish_stats(engine);
     engine->thread = g_thread_try_new(engine->name, engine_main, engine, error);
     return engine->thread != NULL;
 }
@@ -226,6 +244,8 @@ static void free_step(cs_llm_engine *engine)
     g_free(engine->logit_rows);
     g_free(engine->in_step);
     g_free(engine->copies);
+    g_free(engine->imports);
+    g_free(engine->kv_block);
     g_free(engine->running);
     g_free(engine->logits);
     g_free(engine->hidden);
@@ -278,6 +298,11 @@ void cs_llm_request_provide(cs_llm_request *request, uint32_t item, cs_shared_te
                                 .item = item,
                                 .rows = rows ? cs_shared_tensor_ref(rows) : NULL,
                                 .last = last});
+}
+
+void cs_llm_request_provide_kv(cs_llm_request *request, cs_shared_tensor *blocks)
+{
+    post(request, (llm_message){.kind = MESSAGE_KV, .rows = cs_shared_tensor_ref(blocks)});
 }
 
 void cs_llm_request_fail(cs_llm_request *request, const GError *error)

@@ -14,6 +14,10 @@
  * must not block, and end with exactly one on_done for each accepted request. They may call
  * cs_llm_request_* and cs_llm_engine_submit, but not cs_llm_engine_free.
  *
+ * Prefill and decode may run in two engines: the first runs a request with export_kv and max_tokens
+ * 1 and hands out the prompt's KV blocks as they become full; the second runs it with import_kv,
+ * that token as already generated, and the blocks.
+ *
  * Prompt and generated tokens form one row of tokens: row r of a sequence is prompt token r, or
  * generated token r - n_tokens.
  */
@@ -34,9 +38,9 @@ typedef struct {
     uint32_t max_sequences;        /* generating at once; 0: 64 */
     uint32_t max_context_tokens;   /* prompt and output of a sequence; 0: the model's */
     uint32_t max_queued_requests;  /* accepted and not yet done; 0: 1024 */
-    uint32_t mixed_step_target_us; /* while sequences generate, prompt chunks are kept so short
-                                      that a step takes about this long, but at least one KV
-                                      block; 0: max_step_tokens alone bounds them */
+    uint32_t mixed_step_target_us; /* while sequences generate, prompt chunks are kept so short that
+                                      a step takes about this long, but at least one KV block;
+                                      0: 150,000; UINT32_MAX: max_step_tokens alone bounds them */
     bool no_prefix_cache;
     bool hidden_states;          /* requests may ask for hidden states */
     cs_turn *turn;               /* borrowed; NULL: the device is not shared */
@@ -61,7 +65,7 @@ typedef struct {
     uint32_t source_row;
 } cs_llm_input_span;
 
-/* Embeddings [n_rows, hidden width of the component's input] f32 that may come later and in pieces.
+/* Embeddings [n_rows, input_size] f32 that may come later and in pieces.
  */
 typedef struct {
     uint64_t content_hash[2]; /* of what it was made from; both 0: never in the prefix cache */
@@ -94,6 +98,9 @@ typedef struct {
      * and in order, before the on_token of the token drawn from it. Rows of the prompt come for
      * first_choice only. NULL unless asked for. */
     void (*on_hidden)(void *user, uint32_t choice, uint32_t row, uint32_t n, const float *hidden);
+    /* KV block `block` of the prompt [kv_block_bytes], which is borrowed; blocks in order, each
+     * once and before the first on_token. NULL unless asked for. */
+    void (*on_kv)(void *user, uint32_t block, const void *bytes);
     void (*on_finish)(void *user, uint32_t choice, cs_llm_finish reason);
     /* error NULL: every choice has finished. Otherwise nothing more comes; borrowed. */
     void (*on_done)(void *user, const cs_llm_usage *usage, const GError *error);
@@ -129,14 +136,20 @@ typedef struct {
     const int32_t *stop_ids; /* none: goes on to max_tokens ("ignore_eos") */
 
     uint64_t cache_salt[2]; /* requests share prefixes only under an equal salt */
-    bool hidden_states;     /* of rows >= hidden_from_row; those are never taken from the cache */
+    bool export_kv;         /* of the prompt, to on_kv */
+    /* The prompt's KV blocks come by cs_llm_request_provide_kv and are not computed. Needs at least
+     * one generated token. Should memory run out the prompt is computed after all, or, when its
+     * embeddings are not there, written again from the blocks, which are kept for that. */
+    bool import_kv;
+    bool hidden_states; /* of rows >= hidden_from_row; those are never taken from the cache */
     uint32_t hidden_from_row;
 } cs_llm_request_options;
 
 /* Copies what it needs. Fails at once, with no sink call: CS_ERROR_INVALID (ids, positions, spans,
  * parameters), CS_ERROR_OVER_CONTEXT, CS_ERROR_TOO_LARGE (over the whole KV memory), CS_ERROR_BUSY
- * (queue full), CS_ERROR_UNSUPPORTED (hidden states of an engine without), CS_ERROR_FAILED (no
- * memory). The handle is valid until cs_llm_request_release. */
+ * (queue full), CS_ERROR_UNSUPPORTED (hidden states of an engine without, KV blocks of a component
+ * that cannot hand them out), CS_ERROR_FAILED (no memory). The handle is valid until
+ * cs_llm_request_release. */
 cs_llm_request *cs_llm_engine_submit(cs_llm_engine *engine, const cs_llm_request_options *options,
                                      const cs_llm_sink *sink, void *user, GError **error);
 
@@ -145,6 +158,9 @@ cs_llm_request *cs_llm_engine_submit(cs_llm_engine *engine, const cs_llm_request
  * on_done. */
 void cs_llm_request_provide(cs_llm_request *request, uint32_t item, cs_shared_tensor *rows,
                             bool last);
+/* The next KV blocks of the prompt, u8 [n, kv_block_bytes] in order, from an engine over the same
+ * checkpoint, dtype and kind of device; takes a reference. What does not fit fails the request. */
+void cs_llm_request_provide_kv(cs_llm_request *request, cs_shared_tensor *blocks);
 /* An item will not come: the request ends with this error. */
 void cs_llm_request_fail(cs_llm_request *request, const GError *error);
 /* The request ends within one step; on_done comes with CS_ERROR_CANCELLED unless it was done. */

@@ -3,6 +3,7 @@
  *   llm_request.c   a request from its options to its end: checks, items, sequences
  *   llm_inbox.c     messages from any thread to the engine's
  *   llm_schedule.c  which rows run in the next step: admission, blocks, preemption
+ *   llm_kv.c        KV blocks from and to other engines
  *   llm_step.c      running a step and handing out what came of it
  *   llm_engine.c    the engine's life, its loop, statistics
  *
@@ -92,7 +93,7 @@ struct cs_llm_request {
     uint32_t n_stop_ids;
     int32_t *stop_ids;
     uint64_t cache_salt[2];
-    bool hidden_states;
+    bool hidden_states, export_kv;
     uint32_t capacity_blocks;  /* of one sequence */
     uint32_t n_cacheable_rows; /* rows from here on are never in the prefix cache */
 
@@ -104,6 +105,10 @@ struct cs_llm_request {
     bool admitted;           /* has been running: cached_tokens is known */
     bool forked;
     bool done;
+    uint32_t n_exported;   /* blocks of the prompt handed out */
+    bool import_kv;        /* false again when the prompt can be computed instead */
+    uint32_t n_kv_arrived; /* blocks in kv */
+    GPtrArray *kv;         /* cs_shared_tensor, u8 [blocks, kv_block_bytes]; or NULL */
     cs_llm_usage usage;
     cs_llm_request *next; /* in the engine's list of requests, or of those ended in this step */
     cs_llm_request *previous;
@@ -145,7 +150,13 @@ static inline uint32_t llm_blocks_of(uint64_t rows)
 
 /* ---- Inbox ---- */
 
-typedef enum { MESSAGE_SUBMIT, MESSAGE_ROWS, MESSAGE_FAIL, MESSAGE_CANCEL } message_kind;
+typedef enum {
+    MESSAGE_SUBMIT,
+    MESSAGE_ROWS,
+    MESSAGE_KV,
+    MESSAGE_FAIL,
+    MESSAGE_CANCEL
+} message_kind;
 
 typedef struct llm_message llm_message;
 struct llm_message {
@@ -209,6 +220,9 @@ struct cs_llm_engine {
     llm_sequence **in_step;     /* [max_sequences] whose rows they are */
     block_copy *copies;         /* [max_sequences] to be made before the step */
     uint32_t n_copies;
+    llm_sequence **imports; /* [max_sequences] whose KV is to be written after that */
+    uint32_t n_imports;
+    void *kv_block; /* [kv_block_bytes] on its way out; NULL: the component has no read_block */
     uint32_t n_decode_rows; /* rows of generating sequences */
     bool step_wants_hidden;
     float *logits; /* [max_sequences, vocab_size] */
@@ -219,7 +233,12 @@ struct cs_llm_engine {
     cs_llm_engine_stats published; /* under published_lock */
 };
 
-/* Fills the batch; n_rows is 0 when nothing can run now. */
+static inline uint32_t llm_input_size(const cs_llm_engine *engine)
+{
+    return engine->llm->input_size > 0 ? engine->llm->input_size : engine->llm->hidden_size;
+}
+
+/* Fills the batch; with n_rows and n_imports 0 nothing can be done now. */
 void llm_schedule(cs_llm_engine *engine);
 /* Puts a sequence among the waiting, in order of arrival. */
 void llm_schedule_wait(cs_llm_engine *engine, llm_sequence *sequence);
@@ -228,11 +247,24 @@ void llm_schedule_run(cs_llm_engine *engine, llm_sequence *sequence);
 /* Takes a sequence out of waiting or running, gives its blocks back and marks it ended. */
 void llm_schedule_remove(cs_llm_engine *engine, llm_sequence *sequence);
 
+/* Takes KV blocks over. CS_ERROR_INVALID when they do not fit the request. */
+bool llm_kv_add(cs_llm_engine *engine, cs_llm_request *request, cs_shared_tensor *blocks,
+                GError **error);
+/* Whether blocks are still to come. */
+bool llm_kv_is_awaited(const cs_llm_request *request);
+/* Plans to write the prompt's blocks, all held, that the prefix cache did not have. */
+void llm_kv_import(cs_llm_engine *engine, llm_sequence *sequence);
+/* With the device in hand: writes what was planned; hands out what has become full. */
+void llm_kv_write_imports(cs_llm_engine *engine);
+void llm_kv_export(cs_llm_engine *engine, const llm_sequence *sequence);
+
 /* Runs the scheduled batch. */
 void llm_step(cs_llm_engine *engine);
 /* Ends a sequence in the regular way, and its request with the last one. */
 void llm_finish_sequence(cs_llm_engine *engine, llm_sequence *sequence, cs_llm_finish reason);
 /* Ends a request; error NULL: it is complete. Without effect when it is done. */
 void llm_end_request(cs_llm_engine *engine, cs_llm_request *request, const GError *error);
+/* Lets other threads see the statistics: after a step, and before a request's on_done. */
+void llm_publish_stats(cs_llm_engine *engine);
 
 #endif

@@ -38,13 +38,13 @@ static bool check_item(const cs_llm_engine *engine, uint32_t index, const cs_llm
     if (!item->tensor)
         return true;
     const cs_tensor *t = &item->tensor->t;
-    if (t->dtype != CS_DTYPE_F32 || t->cols != engine->llm->hidden_size || t->rows > UINT32_MAX ||
+    if (t->dtype != CS_DTYPE_F32 || t->cols != llm_input_size(engine) || t->rows > UINT32_MAX ||
         (item->n_rows > 0 && t->rows != item->n_rows))
         return cs_fail(error, CS_ERROR_INVALID,
                        "embeddings of item %u: %s [%" G_GINT64_FORMAT ", %" G_GINT64_FORMAT
                        "], expected f32 [%u, %u]",
                        index, cs_dtype_name(t->dtype), t->rows, t->cols, item->n_rows,
-                       engine->llm->hidden_size);
+                       llm_input_size(engine));
     return true;
 }
 
@@ -102,6 +102,25 @@ static bool check_choices(const cs_llm_engine *engine, const cs_llm_request_opti
     return true;
 }
 
+static bool check_transfer(const cs_llm_engine *engine, const cs_llm_request_options *options,
+                           GError **error)
+{
+    const cs_llm_ops *ops = engine->llm->ops;
+    if ((options->export_kv && !ops->read_block) || (options->import_kv && !ops->write_block))
+        return cs_fail(error, CS_ERROR_UNSUPPORTED,
+                       "%s: this component does not hand its KV cache out or in", engine->name);
+    if (options->import_kv && options->n_generated == 0)
+        return cs_fail(error, CS_ERROR_INVALID,
+                       "import of KV: no token generated, expected the prompt's first");
+    if (options->import_kv && options->hidden_states &&
+        options->hidden_from_row < options->n_tokens)
+        return cs_fail(error, CS_ERROR_INVALID,
+                       "import of KV: hidden states from row %u on, those of the %u imported rows "
+                       "are not computed",
+                       options->hidden_from_row, options->n_tokens);
+    return true;
+}
+
 static bool check_sizes(const cs_llm_engine *engine, const cs_llm_request_options *options,
                         GError **error)
 {
@@ -136,7 +155,7 @@ static bool check_options(const cs_llm_engine *engine, const cs_llm_request_opti
            check_ids(engine, "generated token", options->n_generated, options->generated, error) &&
            check_ids(engine, "stop id", options->n_stop_ids, options->stop_ids, error) &&
            check_positions(engine, options, error) && check_inputs(engine, options, error) &&
-           check_choices(engine, options, error) &&
+           check_choices(engine, options, error) && check_transfer(engine, options, error) &&
            cs_sampling_params_check(&options->sampling, engine->llm->vocab_size, error);
 }
 
@@ -278,6 +297,10 @@ static bool copy_options(const cs_llm_engine *engine, cs_llm_request *request,
                          const cs_llm_request_options *options)
 {
     request->hidden_states = options->hidden_states;
+    request->export_kv = options->export_kv;
+    request->import_kv = options->import_kv;
+    if (options->import_kv)
+        request->kv = g_ptr_array_new_with_free_func((GDestroyNotify)cs_shared_tensor_unref);
     memcpy(request->cache_salt, options->cache_salt, sizeof request->cache_salt);
     if (!copy_prompt(request, options) || !copy_items(request, options) ||
         !copy_sampling(request, options) || !make_sequences(engine, request, options))
@@ -343,6 +366,7 @@ void llm_request_unref(cs_llm_request *request)
         return;
     free_sequences(request);
     free_items(request);
+    g_clear_pointer(&request->kv, g_ptr_array_unref);
     g_free(request->prompt);
     g_free(request->positions);
     g_free(request->spans);

@@ -269,6 +269,14 @@ static void start(cs_llm_engine *engine, llm_sequence *sequence)
     engine->stats.cached_tokens += request->usage.cached_tokens;
 }
 
+/* Whether a waiting sequence's first row can be computed, or need not be. */
+static bool may_start(const llm_sequence *sequence)
+{
+    if (sequence->request->import_kv)
+        return !llm_kv_is_awaited(sequence->request);
+    return llm_sequence_ready_rows(sequence, 1) > 0;
+}
+
 /* In order of arrival. Who waits for an embedding is passed over; who waits for memory or a place
  * is not, or large requests would starve. */
 static void admit(cs_llm_engine *engine, uint32_t budget)
@@ -276,12 +284,14 @@ static void admit(cs_llm_engine *engine, uint32_t budget)
     llm_sequence *next;
     for (llm_sequence *sequence = engine->waiting_first; sequence && budget > 0; sequence = next) {
         next = sequence->waiting_next;
-        if (llm_sequence_ready_rows(sequence, 1) == 0)
+        if (!may_start(sequence))
             continue;
         uint32_t places = engine->n_running + engine->n_unborn + 1 + forks_to_come(sequence);
         if (places > engine->options.max_sequences || !hold_known_rows(engine, sequence))
             return;
         start(engine, sequence);
+        if (sequence->request->import_kv)
+            llm_kv_import(engine, sequence);
         uint32_t n = llm_sequence_ready_rows(sequence, budget);
         if (n > 0)
             add_rows(engine, sequence, n);
@@ -296,7 +306,7 @@ void llm_schedule(cs_llm_engine *engine)
                                    .sequences = engine->sequences,
                                    .spans = engine->spans,
                                    .logit_rows = engine->logit_rows};
-    engine->n_copies = 0;
+    engine->n_copies = engine->n_imports = 0;
     engine->step_wants_hidden = false;
     schedule_decodes(engine);
     uint32_t budget = engine->options.max_step_tokens - engine->batch.n_rows;

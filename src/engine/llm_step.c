@@ -37,6 +37,7 @@ void llm_end_request(cs_llm_engine *engine, cs_llm_request *request, const GErro
     unlink_request(engine, request);
     count_end(&engine->stats, error);
     llm_inbox_leave(engine->inbox);
+    llm_publish_stats(engine);
     engine->called_sinks = true;
     request->sink.on_done(request->user, &request->usage, error);
 }
@@ -184,7 +185,11 @@ static bool run_forward(cs_llm_engine *engine, int64_t *forward_us, GError **err
     int64_t start = cs_now_us();
     for (uint32_t i = 0; i < engine->n_copies; i++)
         llm->ops->copy_block(llm, engine->copies[i].to, engine->copies[i].from);
-    bool ok = llm->ops->forward(llm, &engine->batch, engine->logits, hidden, error);
+    llm_kv_write_imports(engine);
+    bool ok = engine->batch.n_rows == 0 ||
+              llm->ops->forward(llm, &engine->batch, engine->logits, hidden, error);
+    for (uint32_t i = 0; ok && i < engine->batch.n_sequences; i++)
+        llm_kv_export(engine, engine->in_step[i]);
     *forward_us = cs_now_us() - start;
     cs_turn_give(engine->options.turn);
     return ok;
@@ -198,7 +203,7 @@ static void adapt_mixed_chunk(cs_llm_engine *engine, int64_t forward_us)
     const uint64_t target_us = engine->options.mixed_step_target_us;
     const uint64_t prompt_rows = engine->batch.n_rows - engine->n_decode_rows;
     const uint64_t now = engine->mixed_chunk_rows;
-    if (target_us == 0 || prompt_rows < CS_LLM_BLOCK_TOKENS)
+    if (target_us == UINT32_MAX || prompt_rows < CS_LLM_BLOCK_TOKENS)
         return;
     uint64_t rows = MIN(prompt_rows * target_us / (uint64_t)MAX(forward_us, 1), 2 * now);
     if (rows > now && prompt_rows < now)

@@ -19,7 +19,7 @@
 typedef struct {
     uint32_t row;
     uint32_t n;
-    const cs_tensor *source; /* [>= source_row + n, hidden] f32 */
+    const cs_tensor *source; /* [>= source_row + n, input_size] f32 */
     uint32_t source_row;
 } cs_llm_span;
 
@@ -59,6 +59,11 @@ typedef struct {
      */
     void (*copy_block)(cs_llm *llm, int32_t to, int32_t from);
 
+    /* One KV block to or from host memory [kv_block_bytes], in a layout that a component of the
+     * same checkpoint, dtype and kind of device understands. Both NULL: not offered. */
+    void (*read_block)(cs_llm *llm, void *to, int32_t block);
+    void (*write_block)(cs_llm *llm, int32_t block, const void *from);
+
     void (*free)(cs_llm *llm); /* accepts NULL */
 } cs_llm_ops;
 
@@ -67,6 +72,7 @@ struct cs_llm {
     const cs_llm_ops *ops;
     uint32_t vocab_size;
     uint32_t hidden_size;
+    uint32_t input_size;         /* columns of span sources; 0: hidden_size */
     uint32_t max_context_tokens; /* of the model's config */
     size_t kv_block_bytes;       /* of one block over all layers */
 };

@@ -195,6 +195,10 @@ size_t cs_kv_block_bytes(const cs_kv_shape *shape);
 cs_kv_store *cs_kv_store_new(cs_compute *compute, const cs_kv_shape *shape, GError **error);
 void cs_kv_store_free(cs_kv_store *store); /* accepts NULL */
 void cs_kv_store_copy_block(cs_kv_store *store, int32_t to, int32_t from);
+/* One block of all layers to or from host memory [cs_kv_block_bytes]. The layout is the device's:
+ * only a store of equal shape on an equal device can take it. */
+void cs_kv_store_read_block(cs_kv_store *store, void *to, int32_t block);
+void cs_kv_store_write_block(cs_kv_store *store, int32_t block, const void *from);
 
 typedef struct {
     int64_t row;           /* its first row in the batch */

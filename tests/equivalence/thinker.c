@@ -1,7 +1,8 @@
 /* The thinker of the golden checkpoint in the LLM engine: a batch of one = a batch of sixteen mixed
  * requests, chunked = whole prefill, preempted = not, prefix cache on = off, resumed =
- * uninterrupted: the same greedy tokens and, bit for bit, the same log-probabilities. In f32 and in
- * bf16, on every instruction set of this CPU that the argument list names.
+ * uninterrupted, prefill and decode apart = together: the same greedy tokens and, bit for bit, the
+ * same log-probabilities. In f32 and in bf16, on every instruction set of this CPU that the
+ * argument list names.
  *
  * Prompts and positions are those of the golden requests. In place of encoders' outputs stand
  * random embeddings: what an encoder gives is not the matter here.
@@ -26,6 +27,7 @@ typedef struct {
 } model;
 
 static const char *golden_dir;
+static size_t block_bytes; /* of KV, of the engines now */
 
 static void model_open(model *m, cs_dtype dtype)
 {
@@ -57,6 +59,7 @@ static cs_llm_engine *model_engine(model *m, uint32_t n_blocks, cs_llm_engine_op
                                         "thinker", "lm_head.weight");
     cs_loader_finish(&loader, &error);
     g_assert_no_error(error);
+    block_bytes = llm->kv_block_bytes;
     options.kv_budget_bytes = n_blocks * llm->kv_block_bytes;
     cs_llm_engine *engine = cs_llm_engine_new(llm, &options, &error);
     g_assert_no_error(error);
@@ -130,8 +133,6 @@ typedef struct {
 } answer;
 
 typedef struct {
-    answer *answers;
-    uint32_t n_resumed;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint32_t n_done;
@@ -140,6 +141,8 @@ typedef struct {
 typedef struct {
     run_state *state;
     answer *answer;
+    uint32_t max_tokens;
+    GPtrArray *kv; /* cs_shared_tensor: blocks to give out or to take in; NULL: neither */
 } ticket;
 
 static bool on_token(void *user, const cs_llm_token *token)
@@ -150,6 +153,15 @@ static bool on_token(void *user, const cs_llm_token *token)
     t->answer->logprobs[token->index] = token->token->logprob;
     t->answer->n++;
     return true;
+}
+
+static void on_kv(void *user, uint32_t block, const void *bytes)
+{
+    const ticket *t = user;
+    g_assert_cmpuint(block, ==, t->kv->len);
+    cs_shared_tensor *copy = cs_shared_tensor_new(CS_DTYPE_U8, 1, (int64_t)block_bytes);
+    memcpy(copy->t.data, bytes, block_bytes);
+    g_ptr_array_add(t->kv, copy);
 }
 
 static void on_finish(void *user, uint32_t choice, cs_llm_finish reason)
@@ -170,7 +182,7 @@ static void on_done(void *user, const cs_llm_usage *usage, const GError *error)
 static void submit(cs_llm_engine *engine, uint32_t index, ticket *t)
 {
     static const cs_llm_sink sink = {
-        .on_token = on_token, .on_finish = on_finish, .on_done = on_done};
+        .on_token = on_token, .on_kv = on_kv, .on_finish = on_finish, .on_done = on_done};
     const request *r = &requests[index % N_GOLDEN];
     cs_llm_request_options options = {.n_tokens = r->n_tokens,
                                       .token_ids = r->ids,
@@ -182,17 +194,23 @@ static void submit(cs_llm_engine *engine, uint32_t index, ticket *t)
                                       .items = (const cs_llm_input_item *)r->items->data,
                                       .generated = t->answer->ids,
                                       .n_generated = t->answer->n,
-                                      .max_tokens = OUTPUT,
+                                      .max_tokens = t->max_tokens,
+                                      .export_kv = t->kv && t->answer->n == 0,
+                                      .import_kv = t->kv && t->answer->n > 0,
                                       .sampling = CS_SAMPLING_GREEDY};
     options.sampling.n_logprobs = 0;
     g_autoptr(GError) error = NULL;
     cs_llm_request *handle = cs_llm_engine_submit(engine, &options, &sink, t, &error);
     g_assert_no_error(error);
+    for (guint i = 0; options.import_kv && i < t->kv->len; i++)
+        cs_llm_request_provide_kv(handle, t->kv->pdata[i]);
     cs_llm_request_release(handle);
 }
 
-/* Requests [0, n), `at_once` in flight together. answers[i].n tokens of each are known already. */
-static void run(cs_llm_engine *engine, uint32_t n, uint32_t at_once, answer *answers)
+/* Requests [0, n), `at_once` in flight together, up to max_tokens. answers[i].n tokens of each are
+ * known already. kv [n], unless NULL: blocks go there when none is known, and come from there. */
+static void run_some(cs_llm_engine *engine, uint32_t n, uint32_t at_once, uint32_t max_tokens,
+                     answer *answers, GPtrArray **kv)
 {
     run_state state = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     ticket tickets[N_REQUESTS];
@@ -201,13 +219,18 @@ static void run(cs_llm_engine *engine, uint32_t n, uint32_t at_once, answer *ans
         while (i >= state.n_done + at_once)
             pthread_cond_wait(&state.changed, &state.lock);
         pthread_mutex_unlock(&state.lock);
-        tickets[i] = (ticket){&state, &answers[i]};
+        tickets[i] = (ticket){&state, &answers[i], max_tokens, kv ? kv[i] : NULL};
         submit(engine, i, &tickets[i]);
     }
     pthread_mutex_lock(&state.lock);
     while (state.n_done < n)
         pthread_cond_wait(&state.changed, &state.lock);
     pthread_mutex_unlock(&state.lock);
+}
+
+static void run(cs_llm_engine *engine, uint32_t n, uint32_t at_once, answer *answers)
+{
+    run_some(engine, n, at_once, OUTPUT, answers, NULL);
 }
 
 static void assert_equal(const answer *answers, const answer *expected, const char *what)
@@ -274,6 +297,28 @@ static void check_resumed(model *m, const answer *alone)
     g_free(answers);
 }
 
+/* One engine computes prompts and first tokens, the other goes on from its KV blocks. */
+static void check_split(model *m, const answer *alone)
+{
+    answer *answers = g_new0(answer, N_REQUESTS);
+    GPtrArray *kv[N_REQUESTS];
+    for (uint32_t i = 0; i < N_REQUESTS; i++)
+        kv[i] = g_ptr_array_new_with_free_func((GDestroyNotify)cs_shared_tensor_unref);
+    cs_llm_engine *prefill = model_engine(m, 512, (cs_llm_engine_options){.max_step_tokens = 80});
+    run_some(prefill, N_REQUESTS, N_REQUESTS, 1, answers, kv);
+    cs_llm_engine_free(prefill);
+    cs_llm_engine *decode = model_engine(m, 512, (cs_llm_engine_options){.no_prefix_cache = true});
+    run_some(decode, N_REQUESTS, N_REQUESTS, OUTPUT, answers, kv);
+    cs_llm_engine_stats stats;
+    cs_llm_engine_stats_get(decode, &stats);
+    g_assert_cmpuint(stats.step_rows, <=, N_REQUESTS * OUTPUT);
+    assert_equal(answers, alone, "prefill and decode apart");
+    cs_llm_engine_free(decode);
+    for (uint32_t i = 0; i < N_REQUESTS; i++)
+        g_ptr_array_unref(kv[i]);
+    g_free(answers);
+}
+
 static void check_dtype(cs_dtype dtype)
 {
     model m;
@@ -292,6 +337,7 @@ static void check_dtype(cs_dtype dtype)
     for (size_t i = 0; i < G_N_ELEMENTS(variants); i++)
         check_variant(&m, &variants[i], alone);
     check_resumed(&m, alone);
+    check_split(&m, alone);
     g_free(alone);
     model_close(&m);
 }

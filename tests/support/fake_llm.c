@@ -164,6 +164,23 @@ static void copy_block(cs_llm *llm, int32_t to, int32_t from)
            &fake->kv[(size_t)from * CS_LLM_BLOCK_TOKENS], CS_LLM_BLOCK_TOKENS * sizeof *fake->kv);
 }
 
+enum { KV_BYTES = CS_LLM_BLOCK_TOKENS * sizeof(uint64_t) };
+
+static void read_block(cs_llm *llm, void *to, int32_t block)
+{
+    fake_llm *fake = (fake_llm *)llm;
+    g_assert((uint32_t)block < fake->n_blocks);
+    memset(to, 0xAA, FAKE_BLOCK_BYTES);
+    memcpy(to, &fake->kv[(size_t)block * CS_LLM_BLOCK_TOKENS], KV_BYTES);
+}
+
+static void write_block(cs_llm *llm, int32_t block, const void *from)
+{
+    fake_llm *fake = (fake_llm *)llm;
+    g_assert((uint32_t)block < fake->n_blocks);
+    memcpy(&fake->kv[(size_t)block * CS_LLM_BLOCK_TOKENS], from, KV_BYTES);
+}
+
 static void free_fake(cs_llm *llm)
 {
     fake_llm *fake = (fake_llm *)llm;
@@ -175,8 +192,12 @@ static void free_fake(cs_llm *llm)
     g_free(fake);
 }
 
-static const cs_llm_ops fake_ops = {
-    .reserve = reserve, .forward = forward, .copy_block = copy_block, .free = free_fake};
+static const cs_llm_ops fake_ops = {.reserve = reserve,
+                                    .forward = forward,
+                                    .copy_block = copy_block,
+                                    .read_block = read_block,
+                                    .write_block = write_block,
+                                    .free = free_fake};
 
 cs_llm *fake_llm_new(fake_llm_control *control, uint32_t max_context_tokens)
 {

@@ -168,7 +168,8 @@ void llm_case_free(llm_case *c)
     g_free(c);
 }
 
-llm_case *llm_case_resumed(const llm_case *c, uint32_t n)
+/* Of one choice, not solved. */
+static llm_case *duplicate(const llm_case *c)
 {
     llm_case *r = g_new0(llm_case, 1);
     const cs_llm_request_options *from = &c->options;
@@ -184,9 +185,39 @@ llm_case *llm_case_resumed(const llm_case *c, uint32_t n)
         g_memdup2(from->sampling.biases, from->sampling.n_biases * sizeof *from->sampling.biases);
     r->contents = g_memdup2(c->contents, from->n_items * sizeof *c->contents);
     r->item_rows = g_memdup2(c->item_rows, from->n_items * sizeof *c->item_rows);
-    o->generated = g_memdup2(c->expected[0].tokens->data, n * sizeof(int32_t));
-    o->n_generated = n;
     o->n_choices = 1;
+    return r;
+}
+
+static llm_case *resumed(const llm_case *c, uint32_t n)
+{
+    llm_case *r = duplicate(c);
+    r->options.generated = g_memdup2(c->expected[0].tokens->data, n * sizeof(int32_t));
+    r->options.n_generated = n;
+    return r;
+}
+
+llm_case *llm_case_resumed(const llm_case *c, uint32_t n)
+{
+    llm_case *r = resumed(c, n);
+    llm_case_solve(r);
+    return r;
+}
+
+llm_case *llm_case_prefill(const llm_case *c)
+{
+    llm_case *r = duplicate(c);
+    r->options.max_tokens = 1;
+    r->options.export_kv = true;
+    llm_case_solve(r);
+    return r;
+}
+
+llm_case *llm_case_decode(const llm_case *c)
+{
+    llm_case *r = resumed(c, 1);
+    r->options.import_kv = true;
+    r->options.hidden_from_row = MAX(r->options.hidden_from_row, r->options.n_tokens);
     llm_case_solve(r);
     return r;
 }
@@ -349,6 +380,16 @@ static void on_hidden(void *user, uint32_t choice, uint32_t row, uint32_t n, con
     g_array_append_vals(answer->hidden, hidden, n * FAKE_HIDDEN);
 }
 
+static void on_kv(void *user, uint32_t block, const void *bytes)
+{
+    llm_client *client = user;
+    g_assert_cmpuint(block, ==, client->kv->len);
+    g_assert_cmpuint(client->n_tokens, ==, 0);
+    cs_shared_tensor *copy = cs_shared_tensor_new(CS_DTYPE_U8, 1, FAKE_BLOCK_BYTES);
+    memcpy(copy->t.data, bytes, FAKE_BLOCK_BYTES);
+    g_ptr_array_add(client->kv, copy);
+}
+
 static void on_finish(void *user, uint32_t choice, cs_llm_finish reason)
 {
     llm_client *client = user;
@@ -370,8 +411,11 @@ static void on_done(void *user, const cs_llm_usage *usage, const GError *error)
     pthread_mutex_unlock(&client->lock);
 }
 
-static const cs_llm_sink client_sink = {
-    .on_token = on_token, .on_hidden = on_hidden, .on_finish = on_finish, .on_done = on_done};
+static const cs_llm_sink client_sink = {.on_token = on_token,
+                                        .on_hidden = on_hidden,
+                                        .on_kv = on_kv,
+                                        .on_finish = on_finish,
+                                        .on_done = on_done};
 
 llm_client *llm_client_start(cs_llm_engine *engine, const llm_case *c, bool with_items,
                              GError **error)
@@ -379,6 +423,7 @@ llm_client *llm_client_start(cs_llm_engine *engine, const llm_case *c, bool with
     llm_client *client = g_new0(llm_client, 1);
     client->c = c;
     init_answers(client->answers);
+    client->kv = g_ptr_array_new_with_free_func((GDestroyNotify)cs_shared_tensor_unref);
     pthread_mutex_init(&client->lock, NULL);
     pthread_cond_init(&client->changed, NULL);
     cs_llm_request_options options = c->options;
@@ -470,6 +515,7 @@ void llm_client_free(llm_client *client)
         cs_llm_request_release(client->request);
     g_clear_error(&client->error);
     clear_answers(client->answers);
+    g_ptr_array_unref(client->kv);
     pthread_cond_destroy(&client->changed);
     pthread_mutex_destroy(&client->lock);
     g_free(client);

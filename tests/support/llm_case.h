@@ -38,6 +38,10 @@ void llm_case_add_item(llm_case *c, uint64_t content, uint32_t row, uint32_t row
 void llm_case_solve(llm_case *c);
 /* The same request after `n` tokens of choice 0 were handed out; solved. */
 llm_case *llm_case_resumed(const llm_case *c, uint32_t n);
+/* Its prompt and first token alone, with export_kv; solved. */
+llm_case *llm_case_prefill(const llm_case *c);
+/* What follows the first token of choice 0, with import_kv; solved. */
+llm_case *llm_case_decode(const llm_case *c);
 void llm_case_free(llm_case *c);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(llm_case, llm_case_free)
 
@@ -45,6 +49,7 @@ typedef struct {
     const llm_case *c;
     cs_llm_request *request;
     llm_answer answers[CASE_MAX_CHOICES];
+    GPtrArray *kv; /* cs_shared_tensor, a block each: what on_kv gave */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint32_t n_tokens; /* over all choices, under lock */

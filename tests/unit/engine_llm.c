@@ -523,6 +523,111 @@ static void test_resumed_equals_uninterrupted(void)
     stop(&f);
 }
 
+/* ---- Prefill and decode apart ---- */
+
+static void provide_kv(llm_client *client, const GPtrArray *kv)
+{
+    for (guint i = 0; i < kv->len; i++)
+        cs_llm_request_provide_kv(client->request, kv->pdata[i]);
+}
+
+/* n random cases, prefilled by one engine and continued by the other. */
+static void run_split(fixture *prefill, fixture *decode, guint32 seed, int n)
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
+    g_autofree llm_case **rests = g_new0(llm_case *, n);
+    g_autofree llm_client **clients = g_new0(llm_client *, n);
+    for (int i = 0; i < n; i++) {
+        g_autoptr(llm_case) c = llm_case_random(rand);
+        if (c->expected[0].tokens->len == 0 || c->stop_after > 0)
+            continue;
+        g_autoptr(llm_case) head = llm_case_prefill(c);
+        g_autoptr(llm_client) first = begin(prefill, head);
+        llm_client_wait(first);
+        llm_client_check(first);
+        g_assert_cmpuint(first->kv->len, ==, (head->options.n_tokens + 31) / 32);
+        rests[i] = llm_case_decode(c);
+        /* Half of them have no embeddings to compute the prompt with. */
+        bool with_items = rests[i]->options.has_reply_item || g_rand_boolean(rand);
+        clients[i] = llm_client_start(decode->engine, rests[i], with_items, NULL);
+        provide_kv(clients[i], first->kv);
+    }
+    for (int i = 0; i < n; i++) {
+        if (!clients[i])
+            continue;
+        llm_client_wait(clients[i]);
+        llm_client_check(clients[i]);
+        llm_client_free(clients[i]);
+        llm_case_free(rests[i]);
+    }
+}
+
+static void test_split_equals_whole(void)
+{
+    for (int scarce = 0; scarce < 2; scarce++) {
+        fixture prefill = {.options = {.hidden_states = true, .max_step_tokens = 70}};
+        fixture decode = {.options = {.hidden_states = true, .no_prefix_cache = scarce}};
+        start(&prefill, 64);
+        start(&decode, scarce ? 9 : 512);
+        decode.control.step_us = 100;
+        for (guint32 seed = 0; seed < 6; seed++)
+            run_split(&prefill, &decode, seed, 20);
+        if (scarce)
+            g_assert_cmpuint(stats_of(&decode).preemptions, >, 0);
+        else /* nothing of the prompts was computed again */
+            g_assert_cmpint(decode.control.n_rows, <,
+                            (gint)stats_of(&decode).completion_tokens + 1);
+        g_assert_cmpuint(stats_of(&prefill).cached_tokens, >, 0);
+        stop(&prefill);
+        stop(&decode);
+    }
+}
+
+static void test_split_waits(void)
+{
+    fixture f = {0};
+    start(&f, 64);
+    g_autoptr(llm_case) c = solved(llm_case_new(1, 80, 20));
+    g_autoptr(llm_case) head = llm_case_prefill(c), rest = llm_case_decode(c);
+    g_autoptr(llm_client) first = begin(&f, head);
+    llm_client_wait(first);
+    gint rows = f.control.n_rows;
+    g_autoptr(llm_client) second = begin(&f, rest);
+    cs_llm_request_provide_kv(second->request, first->kv->pdata[0]);
+    cs_llm_request_provide_kv(second->request, first->kv->pdata[1]);
+    wait_rows(&f, rows);
+    g_autoptr(llm_client) cancelled = begin(&f, rest);
+    cs_llm_request_provide_kv(cancelled->request, first->kv->pdata[0]);
+    cs_llm_request_cancel(cancelled->request);
+    assert_ends_with(cancelled, CS_ERROR_CANCELLED, "cancelled");
+    cs_llm_request_provide_kv(second->request, first->kv->pdata[2]);
+    llm_client_wait(second);
+    llm_client_check(second);
+    g_assert_cmpint(f.control.n_rows - rows, ==, 19);
+    stop(&f);
+}
+
+static void test_kv_that_does_not_fit(void)
+{
+    fixture f = {0};
+    start(&f, 64);
+    g_autoptr(llm_case) c = solved(llm_case_new(1, 80, 20));
+    g_autoptr(llm_case) rest = llm_case_decode(c);
+    g_autoptr(cs_shared_tensor) many = cs_shared_tensor_new(CS_DTYPE_U8, 4, FAKE_BLOCK_BYTES);
+    g_autoptr(cs_shared_tensor) narrow = cs_shared_tensor_new(CS_DTYPE_U8, 3, FAKE_BLOCK_BYTES - 1);
+    g_autoptr(cs_shared_tensor) floats = cs_shared_tensor_new(CS_DTYPE_F32, 3, FAKE_BLOCK_BYTES);
+    cs_shared_tensor *bad[] = {many, narrow, floats};
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autoptr(llm_client) client = begin(&f, rest);
+        cs_llm_request_provide_kv(client->request, bad[i]);
+        assert_ends_with(client, CS_ERROR_INVALID, "expected u8 [up to 3, 4096]");
+    }
+    g_autoptr(llm_client) plain = begin(&f, c);
+    cs_llm_request_provide_kv(plain->request, many);
+    assert_ends_with(plain, CS_ERROR_INVALID, "imports none");
+    stop(&f);
+}
+
 /* ---- Faults ---- */
 
 static void test_forward_fails(void)
@@ -641,6 +746,9 @@ static void test_refusals(void)
     refuse(&f, &bad, CS_ERROR_UNSUPPORTED, "llm: this engine gives no hidden states");
     bad = good, bad.sampling.top_p = 2;
     refuse(&f, &bad, CS_ERROR_INVALID, "top_p: 2, expected 0 to 1");
+    bad = good, bad.import_kv = true;
+    refuse(&f, &bad, CS_ERROR_INVALID,
+           "import of KV: no token generated, expected the prompt's first");
     int32_t position[1][3] = {{0, -4, 0}};
     bad = good, bad.n_tokens = 1, bad.n_spans = 0, bad.positions = (const int32_t(*)[3])position;
     refuse(&f, &bad, CS_ERROR_INVALID, "prompt token 0: position -4 on axis 1");
@@ -781,6 +889,9 @@ int main(int argc, char **argv)
     g_test_add_func("/llm/engine-ends-with-requests", test_engine_ends_with_requests);
     g_test_add_func("/llm/handle-released-early", test_handle_released_early);
     g_test_add_func("/llm/resumed-equals-uninterrupted", test_resumed_equals_uninterrupted);
+    g_test_add_func("/llm/split-equals-whole", test_split_equals_whole);
+    g_test_add_func("/llm/split-waits", test_split_waits);
+    g_test_add_func("/llm/kv-that-does-not-fit", test_kv_that_does_not_fit);
     g_test_add_func("/llm/forward-fails", test_forward_fails);
     g_test_add_func("/llm/nan-fails-one", test_nan_fails_one);
     g_test_add_func("/llm/engine-is-refused", test_engine_is_refused);

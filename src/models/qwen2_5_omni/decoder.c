@@ -152,6 +152,16 @@ static void decoder_copy_block(cs_llm *llm, int32_t to, int32_t from)
     cs_kv_store_copy_block(((decoder *)llm)->kv, to, from);
 }
 
+static void decoder_read_block(cs_llm *llm, void *to, int32_t block)
+{
+    cs_kv_store_read_block(((decoder *)llm)->kv, to, block);
+}
+
+static void decoder_write_block(cs_llm *llm, int32_t block, const void *from)
+{
+    cs_kv_store_write_block(((decoder *)llm)->kv, block, from);
+}
+
 /* ---- Forward ---- */
 
 /* M-RoPE (Wang et al. 2024, Qwen2-VL): frequency i turns with the position of the axis whose
@@ -275,4 +285,6 @@ static bool decoder_forward(cs_llm *llm, const cs_llm_batch *batch, float *logit
 static const cs_llm_ops decoder_ops = {.reserve = decoder_reserve,
                                        .forward = decoder_forward,
                                        .copy_block = decoder_copy_block,
+                                       .read_block = decoder_read_block,
+                                       .write_block = decoder_write_block,
                                        .free = decoder_free};

@@ -137,6 +137,16 @@ void cs_kv_store_copy_block(cs_kv_store *store, int32_t to, int32_t from)
     memcpy(cs_kv_layer(store, to, 0), cs_kv_layer(store, from, 0), store->block_bytes);
 }
 
+void cs_kv_store_read_block(cs_kv_store *store, void *to, int32_t block)
+{
+    memcpy(to, cs_kv_layer(store, block, 0), store->block_bytes);
+}
+
+void cs_kv_store_write_block(cs_kv_store *store, int32_t block, const void *from)
+{
+    memcpy(cs_kv_layer(store, block, 0), from, store->block_bytes);
+}
+
 const cs_backend cs_backend_cpu = {
     .name = "cpu",
     .free = cpu_free,
