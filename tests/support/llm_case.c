@@ -405,6 +405,7 @@ static void on_done(void *user, const cs_llm_usage *usage, const GError *error)
     pthread_mutex_lock(&client->lock);
     g_assert_false(client->done);
     client->done = true;
+    client->done_us = g_get_monotonic_time();
     client->usage = *usage;
     client->error = error ? g_error_copy(error) : NULL;
     pthread_cond_broadcast(&client->changed);

@@ -54,6 +54,7 @@ typedef struct {
     pthread_cond_t changed;
     uint32_t n_tokens; /* over all choices, under lock */
     bool done;
+    gint64 done_us;
     GError *error;
     cs_llm_usage usage;
 } llm_client;

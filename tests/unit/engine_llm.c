@@ -126,21 +126,28 @@ static void test_preempted_equals_not(void)
     }
 }
 
+static void wait_at_gate(void *user, const cs_llm_batch *batch)
+{
+    pthread_mutex_lock(user);
+    pthread_mutex_unlock(user);
+}
+
 /* Two that fit alone but not together: the later one is preempted, and neither is wrong. */
 static void test_preemption_takes_the_latest(void)
 {
-    fixture f = {.options = {.no_prefix_cache = true}};
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    fixture f = {.options = {.no_prefix_cache = true},
+                 .control = {.before_step = wait_at_gate, .user = &gate}};
     start(&f, 4);
-    f.control.step_us = 500;
+    pthread_mutex_lock(&gate);
     g_autoptr(llm_case) first = solved(llm_case_new(1, 30, 90));
     g_autoptr(llm_case) second = solved(llm_case_new(2, 30, 90));
     g_autoptr(llm_client) a = begin(&f, first);
     g_autoptr(llm_client) b = begin(&f, second);
+    pthread_mutex_unlock(&gate);
     llm_client_wait(a);
-    pthread_mutex_lock(&b->lock);
-    g_assert_false(b->done);
-    pthread_mutex_unlock(&b->lock);
     llm_client_wait(b);
+    g_assert_cmpint(a->done_us, <, b->done_us);
     llm_client_check(a);
     llm_client_check(b);
     g_assert_cmpuint(stats_of(&f).preemptions, >, 0);
@@ -459,11 +466,15 @@ static void test_cancel_in_every_state(void)
             cs_llm_request_cancel(clients[i]->request);
         }
         for (int i = 0; i < 6; i++) {
-            assert_ends_with(clients[i], CS_ERROR_CANCELLED, "cancelled");
+            llm_client_wait(clients[i]);
+            if (clients[i]->error) /* else it was done before */
+                assert_ends_with(clients[i], CS_ERROR_CANCELLED, "cancelled");
+            else
+                llm_client_check(clients[i]);
             llm_client_free(clients[i]);
         }
     }
-    g_assert_cmpuint(stats_of(&f).requests_cancelled, ==, 18);
+    g_assert_cmpuint(stats_of(&f).requests_cancelled, >=, 6); /* without embeddings none ends */
     stop(&f);
 }
 
@@ -471,8 +482,8 @@ static void test_engine_ends_with_requests(void)
 {
     fixture f = {.options = {.max_sequences = 2}};
     start(&f, 64);
-    f.control.step_us = 200;
-    g_autoptr(llm_case) c = solved(llm_case_new(1, 100, 1000));
+    f.control.step_us = 2000;
+    g_autoptr(llm_case) c = solved(llm_case_new(1, 100, 1900));
     llm_client *clients[5];
     for (int i = 0; i < 5; i++)
         clients[i] = begin(&f, c);
@@ -622,7 +633,10 @@ static void test_kv_that_does_not_fit(void)
         cs_llm_request_provide_kv(client->request, bad[i]);
         assert_ends_with(client, CS_ERROR_INVALID, "expected u8 [up to 3, 4096]");
     }
-    g_autoptr(llm_client) plain = begin(&f, c);
+    g_autoptr(llm_case) waits = llm_case_new(1, 80, 20);
+    llm_case_add_item(waits, 1, 0, 30);
+    llm_case_solve(waits);
+    g_autoptr(llm_client) plain = llm_client_start(f.engine, waits, false, NULL);
     cs_llm_request_provide_kv(plain->request, many);
     assert_ends_with(plain, CS_ERROR_INVALID, "imports none");
     stop(&f);
@@ -832,7 +846,7 @@ static void test_long_prompt_beside_a_stream(void)
     llm_client_check(a);
     g_assert_cmpint(watch.n_mixed, >, 5);
     g_assert_cmpint(watch.n_without, ==, 0);
-    g_assert_cmpint(watch.max_mixed_rows, >, 60);
+    g_assert_cmpint(watch.max_mixed_rows, >, CS_LLM_BLOCK_TOKENS + 1);
     g_assert_cmpint(watch.max_mixed_rows, <=, 150);
     stop(&f);
 }
