@@ -48,6 +48,7 @@ struct llm_sequence {
     uint32_t n_published; /* blocks offered to the prefix cache */
 
     cs_token_counts *counts; /* NULL: no penalties */
+    uint32_t needed_row;     /* what it stood still for when it was preempted; else 0 */
     uint32_t n_hidden_done;  /* rows before this one need no hidden states any more */
 
     /* Of the step being made. */
@@ -140,6 +141,8 @@ void llm_sequence_position(const llm_sequence *sequence, uint32_t row, int32_t p
 /* What the prefix cache compares of block `block`. */
 void llm_sequence_kv_rows(const llm_sequence *sequence, uint32_t block,
                           cs_kv_row rows[CS_LLM_BLOCK_TOKENS]);
+/* Whether the embedding of a row is there. */
+bool llm_sequence_row_is_ready(const llm_sequence *sequence, uint32_t row);
 /* How many of rows [n_past, known rows) have their embeddings, at most `limit`. */
 uint32_t llm_sequence_ready_rows(const llm_sequence *sequence, uint32_t limit);
 

@@ -496,6 +496,14 @@ void llm_sequence_kv_rows(const llm_sequence *sequence, uint32_t block,
     }
 }
 
+bool llm_sequence_row_is_ready(const llm_sequence *sequence, uint32_t row)
+{
+    const cs_llm_request *request = sequence->request;
+    uint32_t item, source_row, n_run;
+    return !llm_request_source(request, row, 1, &item, &source_row, &n_run) ||
+           source_row < request->items[item].n_arrived;
+}
+
 uint32_t llm_sequence_ready_rows(const llm_sequence *sequence, uint32_t limit)
 {
     const cs_llm_request *request = sequence->request;

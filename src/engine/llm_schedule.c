@@ -82,6 +82,8 @@ void llm_schedule_remove(cs_llm_engine *engine, llm_sequence *sequence)
 
 static void preempt(cs_llm_engine *engine, llm_sequence *sequence)
 {
+    bool stalled = llm_sequence_ready_rows(sequence, 1) == 0;
+    sequence->needed_row = stalled ? sequence->n_past : 0;
     stop_running(engine, sequence);
     llm_schedule_wait(engine, sequence);
     engine->stats.preemptions++;
@@ -269,12 +271,14 @@ static void start(cs_llm_engine *engine, llm_sequence *sequence)
     engine->stats.cached_tokens += request->usage.cached_tokens;
 }
 
-/* Whether a waiting sequence's first row can be computed, or need not be. */
+/* Whether a waiting sequence would get on: the first row to be computed is there, and what it last
+ * stood still for. */
 static bool may_start(const llm_sequence *sequence)
 {
-    if (sequence->request->import_kv)
-        return !llm_kv_is_awaited(sequence->request);
-    return llm_sequence_ready_rows(sequence, 1) > 0;
+    const cs_llm_request *request = sequence->request;
+    const uint32_t first = request->import_kv ? request->n_prompt : 0;
+    return !llm_kv_is_awaited(request) && llm_sequence_row_is_ready(sequence, first) &&
+           llm_sequence_row_is_ready(sequence, MAX(first, sequence->needed_row));
 }
 
 /* In order of arrival. Who waits for an embedding is passed over; who waits for memory or a place
@@ -299,6 +303,25 @@ static void admit(cs_llm_engine *engine, uint32_t budget)
     }
 }
 
+static bool anyone_may_start(const cs_llm_engine *engine)
+{
+    const llm_sequence *sequence = engine->waiting_first;
+    while (sequence && !may_start(sequence))
+        sequence = sequence->waiting_next;
+    return sequence != NULL;
+}
+
+/* When all that run stand still, for embeddings that have not come, they make way for those that
+ * could get on: whom they wait for may itself wait for these. */
+static void make_way(cs_llm_engine *engine)
+{
+    while (engine->batch.n_rows == 0 && engine->n_imports == 0 && engine->n_running > 0 &&
+           anyone_may_start(engine)) {
+        preempt(engine, engine->running[engine->n_running - 1]);
+        admit(engine, engine->options.max_step_tokens);
+    }
+}
+
 void llm_schedule(cs_llm_engine *engine)
 {
     engine->batch = (cs_llm_batch){.token_ids = engine->token_ids,
@@ -313,4 +336,5 @@ void llm_schedule(cs_llm_engine *engine)
     if (engine->batch.n_rows > 0)
         budget = MIN(budget, engine->mixed_chunk_rows);
     admit(engine, schedule_prefills(engine, budget));
+    make_way(engine);
 }

@@ -351,6 +351,29 @@ static void test_nothing_to_start_with(void)
     stop(&f);
 }
 
+/* A request that waits for an embedding holds all memory, or the only place: it makes way, also for
+ * one that came later, and goes on when its embedding comes. */
+static void test_stalled_makes_way(void)
+{
+    for (int places = 1; places <= 2; places++) {
+        fixture f = {.options = {.max_sequences = places}};
+        start(&f, places == 1 ? 64 : 5);
+        g_autoptr(llm_case) c = llm_case_new(1, 120, 10);
+        llm_case_add_item(c, 1, 80, 30);
+        llm_case_solve(c);
+        g_autoptr(llm_case) other = solved(llm_case_new(2, 120, 30));
+        g_autoptr(llm_client) stalled = llm_client_start(f.engine, c, false, NULL);
+        wait_rows(&f, 80);
+        run(&f, other);
+        wait_rows(&f, 80 + 120 + 29);
+        g_assert_cmpuint(stats_of(&f).preemptions, ==, 1);
+        llm_client_provide(stalled, 0, 0, 30);
+        llm_client_wait(stalled);
+        llm_client_check(stalled);
+        stop(&f);
+    }
+}
+
 /* A talker: each generated token waits for its row of the reply item. */
 static void test_reply_item(void)
 {
@@ -895,6 +918,7 @@ int main(int argc, char **argv)
     g_test_add_func("/llm/prefill-runs-to-the-first-missing",
                     test_prefill_runs_to_the_first_missing);
     g_test_add_func("/llm/nothing-to-start-with", test_nothing_to_start_with);
+    g_test_add_func("/llm/stalled-makes-way", test_stalled_makes_way);
     g_test_add_func("/llm/reply-item", test_reply_item);
     g_test_add_func("/llm/item-fails", test_item_fails);
     g_test_add_func("/llm/items-that-do-not-fit", test_items_that_do_not_fit);
