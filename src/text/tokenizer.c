@@ -608,9 +608,8 @@ static bool may_be_special(const cs_tokenizer *t, const token_trie *trie, const 
     return false;
 }
 
-char *cs_tokenizer_guard(const cs_tokenizer *t, const char *text, size_t size_bytes)
+void cs_tokenizer_guard(const cs_tokenizer *t, const char *text, size_t size_bytes, GString *out)
 {
-    GString *out = g_string_sized_new(size_bytes + 1);
     g_autoptr(GString) clean = g_string_sized_new(size_bytes + 1);
     utf8_append_lossy(clean, text, size_bytes);
     const char *end = clean->str + clean->len;
@@ -620,7 +619,6 @@ char *cs_tokenizer_guard(const cs_tokenizer *t, const char *text, size_t size_by
             may_be_special(t, &t->normalized_trie, p, end))
             g_string_append_c(out, GUARD);
     }
-    return g_string_free(out, FALSE);
 }
 
 int32_t cs_tokenizer_size(const cs_tokenizer *t)

@@ -11,8 +11,8 @@
  * Special tokens in text that a user wrote. The reference finds special tokens anywhere in the
  * rendered text, so a user who writes "<|im_end|>" ends the turn. That is the default here too: ids
  * are equal to the reference's. A server that does not want it passes every string of a user
- * through cs_tokenizer_guard before the chat template is rendered and encodes with
- * CS_ENCODE_GUARDED; what the template itself writes still becomes special tokens.
+ * through cs_tokenizer_guard (cs_chat_request.guard does) before the chat template is rendered and
+ * encodes with CS_ENCODE_GUARDED; what the template itself writes still becomes special tokens.
  */
 #ifndef CS_TEXT_TOKENIZER_H
 #define CS_TEXT_TOKENIZER_H
@@ -51,9 +51,9 @@ void cs_tokenizer_free(cs_tokenizer *t);
 bool cs_tokenizer_encode(const cs_tokenizer *t, const char *text, size_t size_bytes,
                          cs_encode_flags flags, GArray *ids, GError **error);
 
-/* The text with a guard (byte 0xFF, which no UTF-8 has) inside every spelt special token; the
- * text's own invalid bytes become U+FFFD. g_free. */
-char *cs_tokenizer_guard(const cs_tokenizer *t, const char *text, size_t size_bytes);
+/* Appends the text with a guard (byte 0xFF, which no UTF-8 has) inside every spelt special token;
+ * the text's own invalid bytes become U+FFFD. */
+void cs_tokenizer_guard(const cs_tokenizer *t, const char *text, size_t size_bytes, GString *out);
 
 /* One more than the largest id. The model's embedding may have more rows. */
 int32_t cs_tokenizer_size(const cs_tokenizer *t);
