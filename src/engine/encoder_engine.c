@@ -283,12 +283,14 @@ static bool forward(cs_encoder_engine *engine, guint first, guint n, GError **er
     engine->first_computed = first;
     engine->n_computed = n;
     engine->yielded_us = 0;
+    cs_turn_take(engine->options.batches);
     cs_turn_take(engine->options.turn);
     int64_t start = cs_now_us();
     bool ok =
         encoder->ops->forward(encoder, n, engine->items + first, engine->outputs + first, error);
     int64_t took_us = cs_now_us() - start - engine->yielded_us;
     cs_turn_give(engine->options.turn);
+    cs_turn_give(engine->options.batches);
     pthread_mutex_lock(&engine->lock);
     engine->stats.batches++;
     engine->stats.forward_time_us += (uint64_t)took_us;

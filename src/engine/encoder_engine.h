@@ -31,6 +31,9 @@ typedef struct {
     uint32_t n_workers;        /* threads that prepare; 0: 2 */
     size_t cache_bytes;        /* of outputs; 0: no cache */
     cs_turn *turn;             /* borrowed; NULL: the device is not shared */
+    cs_turn *batches; /* borrowed; held for a whole batch. Encoders that share a device share
+                         it: their scratch memory is one stack, on which what comes in
+                         between layers must end before the next layer. NULL: no other */
 } cs_encoder_engine_options;
 
 /* Takes the component over: freed with the engine, also on failure. */
