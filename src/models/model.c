@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "models/families.h"
+#include "text/chat_template.h"
 
 #include <string.h>
 
@@ -92,13 +93,26 @@ static void add_tokenizer_eos(cs_model *model, const char *dir)
     json_decref(root);
 }
 
+/* A checkpoint without a template serves completions only. */
+static bool load_template(cs_model *model, const char *dir, GError **error)
+{
+    GError *missing = NULL;
+    model->chat_template = cs_chat_template_load(dir, &missing);
+    if (model->chat_template || g_error_matches(missing, CS_ERROR, CS_ERROR_NOT_FOUND)) {
+        g_clear_error(&missing);
+        return true;
+    }
+    g_propagate_error(error, missing);
+    return false;
+}
+
 static bool load_text(cs_model *model, const char *dir, GError **error)
 {
     model->tokenizer = cs_tokenizer_load(dir, error);
     if (!model->tokenizer || !read_generation(model, dir, error))
         return false;
     add_tokenizer_eos(model, dir);
-    return true;
+    return load_template(model, dir, error);
 }
 
 /* Ids from the tokenizer index the embedding table. */
@@ -179,6 +193,7 @@ void cs_model_free(cs_model *model)
     cs_parameters_free(model->parameters);
     cs_mel_extractor_free(model->mel);
     cs_tokenizer_free(model->tokenizer);
+    cs_chat_template_free(model->chat_template);
     cs_checkpoint_close(model->checkpoint);
     g_free(model->id);
     g_free(model);
