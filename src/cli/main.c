@@ -6,6 +6,9 @@
 #include <string.h>
 
 static const cs_cli_command commands[] = {
+    {"serve", "serve a model over the OpenAI API", cs_cli_serve},
+    {"run", "ask a model from the terminal", cs_cli_run},
+    {"inspect", "show what is in a checkpoint directory", cs_cli_inspect},
     {"graph", "show the components that a request uses", cs_cli_graph},
     {"media-decoder", NULL, cs_cli_media_decoder},
     {"plan", "decide which executors stand where and how requests are routed", cs_cli_plan},

@@ -109,6 +109,7 @@ typedef struct {
 typedef struct {
     uint32_t running, waiting;
     uint32_t kv_blocks_used, kv_blocks_total;
+    size_t kv_bytes_total;
     uint64_t prompt_tokens, cached_tokens, completion_tokens;
     uint64_t requests_started, requests_finished, requests_failed, requests_cancelled, preemptions;
     uint64_t encoder_items[CS_N_MODALITIES];

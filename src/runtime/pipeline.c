@@ -1,0 +1,290 @@
+#include "runtime/pipeline_internal.h"
+
+#include "base/error.h"
+#include "base/os.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define DEFAULT_QUEUED_REQUESTS 1024
+#define DEFAULT_SEQUENCES 64
+#define N_WORKERS 4
+#define ENCODER_CACHE_BYTES (64u << 20)
+/* Of the memory that is free once the weights are there; the rest is for media, activations and
+ * everybody else. */
+#define KV_FRACTION_OF_FREE 0.5
+/* While answers are being written, a step is kept about this long, so that a long prompt does not
+ * hold them up. */
+#define MIXED_STEP_TARGET_US 100000
+
+/* ---- memory ---- */
+
+static uint64_t read_number_file(const char *path, uint64_t fallback)
+{
+    g_autofree char *text = NULL;
+    guint64 number;
+    if (!g_file_get_contents(path, &text, NULL, NULL) ||
+        !g_ascii_string_to_unsigned(g_strchomp(text), 10, 0, G_MAXUINT64, &number, NULL))
+        return fallback;
+    return number;
+}
+
+/* Bytes that this process may still take: of the machine, and of its control group. */
+static uint64_t free_memory_bytes(void)
+{
+    uint64_t free_bytes = 1u << 30;
+    g_autofree char *meminfo = NULL;
+    const char *line;
+    if (g_file_get_contents("/proc/meminfo", &meminfo, NULL, NULL) &&
+        (line = strstr(meminfo, "MemAvailable:")))
+        free_bytes = g_ascii_strtoull(line + strlen("MemAvailable:"), NULL, 10) * 1024;
+    uint64_t limit = read_number_file("/sys/fs/cgroup/memory.max", UINT64_MAX);
+    uint64_t used = read_number_file("/sys/fs/cgroup/memory.current", 0);
+    return MIN(free_bytes, limit > used ? limit - used : 0);
+}
+
+/* Half of what is free, but no more than all sequences at full length could fill. */
+static size_t kv_budget_bytes(const cs_llm *llm, const cs_llm_engine_options *options)
+{
+    uint64_t context =
+        options->max_context_tokens ? options->max_context_tokens : llm->max_context_tokens;
+    uint64_t useful =
+        (context / CS_LLM_BLOCK_TOKENS + 1) * options->max_sequences * llm->kv_block_bytes;
+    uint64_t budget = MIN((uint64_t)((double)free_memory_bytes() * KV_FRACTION_OF_FREE), useful);
+    return MAX(budget, llm->kv_block_bytes * 4);
+}
+
+/* ---- life ---- */
+
+static char *directory_name(const char *dir, GError **error)
+{
+    g_autofree char *real = realpath(dir, NULL);
+    if (!real) {
+        cs_fail(error, CS_ERROR_NOT_FOUND, "%s: there is no such directory", dir);
+        return NULL;
+    }
+    return g_path_get_basename(real);
+}
+
+typedef struct {
+    const cs_pipeline_options *options;
+} load_progress;
+
+static void on_load_progress(void *user, size_t done_bytes, size_t total_bytes)
+{
+    const load_progress *progress = user;
+    if (progress->options->progress)
+        progress->options->progress(progress->options->progress_user, "weights",
+                                    total_bytes ? (double)done_bytes / (double)total_bytes : 1);
+}
+
+static bool load_model(cs_pipeline *p, const char *dir, const cs_pipeline_options *o,
+                       GError **error)
+{
+    load_progress progress = {o};
+    p->compute = cs_compute_new(&(cs_compute_options){.n_threads = o->n_threads}, error);
+    if (!p->compute)
+        return false;
+    p->model = cs_model_load(dir,
+                             &(cs_model_options){.compute = p->compute,
+                                                 .dtype = o->dtype,
+                                                 .progress = on_load_progress,
+                                                 .user = &progress},
+                             error);
+    if (p->model)
+        on_load_progress(&progress, 1, 1);
+    return p->model != NULL;
+}
+
+static bool start_llm(cs_pipeline *p, const cs_pipeline_options *o, GError **error)
+{
+    cs_llm_engine_options options = {.max_step_tokens = o->max_batch_tokens,
+                                     .max_sequences =
+                                         o->max_sequences ? o->max_sequences : DEFAULT_SEQUENCES,
+                                     .max_context_tokens = o->max_context_tokens,
+                                     .max_queued_requests = p->max_queued_requests,
+                                     .mixed_step_target_us = MIXED_STEP_TARGET_US,
+                                     .turn = p->turn};
+    cs_llm *llm = g_steal_pointer(&p->model->llm); /* the engine's now */
+    p->kv_block_bytes = llm->kv_block_bytes;
+    options.kv_budget_bytes =
+        o->kv_budget_bytes ? o->kv_budget_bytes : kv_budget_bytes(llm, &options);
+    p->llm = cs_llm_engine_new(llm, &options, error);
+    if (!p->llm)
+        return false;
+    p->max_tokens = cs_llm_engine_max_tokens(p->llm);
+    return true;
+}
+
+static bool start_encoders(cs_pipeline *p, GError **error)
+{
+    static const char *const names[CS_N_MODALITIES] = {"image", "video", "audio"};
+    cs_encoder **components = p->model->encoders;
+    bool shared = components[CS_MODALITY_VIDEO] == components[CS_MODALITY_IMAGE];
+    for (int m = 0; m < CS_N_MODALITIES; m++) {
+        bool is_shared = m == CS_MODALITY_VIDEO && shared;
+        cs_encoder *encoder = g_steal_pointer(&components[m]); /* the engine's now */
+        if (is_shared)
+            p->encoders[m] = p->encoders[CS_MODALITY_IMAGE];
+        if (!encoder || is_shared)
+            continue;
+        cs_encoder_engine_options options = {.name = names[m],
+                                             .cache_bytes = ENCODER_CACHE_BYTES,
+                                             .turn = p->turn,
+                                             .batches = p->batches};
+        p->encoders[m] = cs_encoder_engine_new(encoder, &options, error);
+        if (!p->encoders[m])
+            return false;
+    }
+    return true;
+}
+
+static bool start_media(cs_pipeline *p, GError **error)
+{
+    if (!p->encoders[CS_MODALITY_IMAGE] && !p->encoders[CS_MODALITY_AUDIO])
+        return true;
+    p->media = cs_media_pool_new(&CS_MEDIA_POOL_OPTIONS_DEFAULT, error);
+    return p->media != NULL;
+}
+
+cs_pipeline *cs_pipeline_new(const char *dir, const cs_pipeline_options *o, GError **error)
+{
+    cs_pipeline *p = g_new0(cs_pipeline, 1);
+    g_mutex_init(&p->lock);
+    g_cond_init(&p->changed);
+    g_queue_init(&p->queue);
+    p->live = g_hash_table_new(NULL, NULL);
+    p->workers = g_ptr_array_new();
+    p->turn = cs_turn_new();
+    p->batches = cs_turn_new();
+    p->max_queued_requests =
+        o->max_queued_requests ? o->max_queued_requests : DEFAULT_QUEUED_REQUESTS;
+    p->id = directory_name(dir, error);
+    if (!p->id || !load_model(p, dir, o, error) || !start_llm(p, o, error) ||
+        !start_encoders(p, error) || !start_media(p, error)) {
+        cs_pipeline_free(p);
+        return NULL;
+    }
+    for (int i = 0; i < N_WORKERS; i++)
+        g_ptr_array_add(p->workers, g_thread_new("prepare", pipeline_worker_main, p));
+    return p;
+}
+
+static void cancel_all(cs_pipeline *p)
+{
+    g_mutex_lock(&p->lock);
+    p->ending = true;
+    g_autofree gpointer *all = g_hash_table_get_keys_as_array(p->live, NULL);
+    for (gpointer *r = all; *r; r++)
+        g_atomic_int_inc(&((cs_pipeline_request *)*r)->refs);
+    g_cond_broadcast(&p->changed);
+    g_mutex_unlock(&p->lock);
+    for (gpointer *r = all; *r; r++) {
+        cs_pipeline_cancel(*r);
+        cs_pipeline_release(*r);
+    }
+}
+
+void cs_pipeline_free(cs_pipeline *p)
+{
+    if (!p)
+        return;
+    cancel_all(p);
+    for (guint i = 0; i < p->workers->len; i++)
+        g_thread_join(g_ptr_array_index(p->workers, i));
+    /* Engines end their requests with errors: they free them and need the rest of the pipeline. */
+    bool shared = p->encoders[CS_MODALITY_VIDEO] == p->encoders[CS_MODALITY_IMAGE];
+    for (int m = 0; m < CS_N_MODALITIES; m++)
+        if (m != CS_MODALITY_VIDEO || !shared)
+            cs_encoder_engine_free(p->encoders[m]);
+    cs_llm_engine_free(p->llm);
+    g_mutex_lock(&p->lock);
+    while (p->n_objects > 0)
+        g_cond_wait(&p->changed, &p->lock);
+    g_mutex_unlock(&p->lock);
+    if (p->media)
+        cs_media_pool_free(p->media);
+    cs_model_free(p->model);
+    cs_compute_free(p->compute);
+    cs_turn_free(p->turn);
+    cs_turn_free(p->batches);
+    g_ptr_array_unref(p->workers);
+    g_hash_table_unref(p->live);
+    g_mutex_clear(&p->lock);
+    g_cond_clear(&p->changed);
+    g_free(p->id);
+    g_free(p);
+}
+
+/* ---- what is served ---- */
+
+const char *cs_pipeline_model_id(const cs_pipeline *p)
+{
+    return p->id;
+}
+
+bool cs_pipeline_takes(const cs_pipeline *p, cs_modality modality)
+{
+    return p->encoders[modality] != NULL;
+}
+
+uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *p)
+{
+    return p->max_tokens;
+}
+
+uint32_t cs_pipeline_vocab_size(const cs_pipeline *p)
+{
+    return (uint32_t)cs_tokenizer_size(p->model->tokenizer);
+}
+
+bool cs_pipeline_tokenize(const cs_pipeline *p, const char *text, size_t text_bytes, GArray *ids,
+                          GError **error)
+{
+    return cs_tokenizer_encode(p->model->tokenizer, text, text_bytes, CS_ENCODE_ADD_SPECIAL, ids,
+                               error);
+}
+
+void cs_pipeline_token_bytes(const cs_pipeline *p, int32_t id, GString *bytes)
+{
+    size_t n = 0;
+    const uint8_t *data = cs_tokenizer_bytes(p->model->tokenizer, id, &n);
+    if (data)
+        g_string_append_len(bytes, (const char *)data, (gssize)n);
+}
+
+char *cs_pipeline_detokenize(const cs_pipeline *p, const int32_t *ids, uint32_t n_ids)
+{
+    GString *text = g_string_new(NULL);
+    cs_tokenizer_decode(p->model->tokenizer, ids, n_ids, text);
+    return g_string_free(text, FALSE);
+}
+
+void cs_pipeline_defaults(const cs_pipeline *p, cs_sampling *s)
+{
+    const cs_generation_defaults *d = &p->model->generation;
+    *s = (cs_sampling){.temperature = d->do_sample ? d->temperature : 0,
+                       .top_k = d->top_k,
+                       .top_p = d->top_p,
+                       .repetition_penalty = d->repetition_penalty,
+                       .n_logprobs = -1};
+}
+
+void cs_pipeline_stats_get(cs_pipeline *p, cs_pipeline_stats *stats)
+{
+    cs_llm_engine_stats llm;
+    cs_llm_engine_stats_get(p->llm, &llm);
+    g_mutex_lock(&p->lock);
+    *stats = p->counts;
+    stats->waiting =
+        g_hash_table_size(p->live) > llm.running ? g_hash_table_size(p->live) - llm.running : 0;
+    g_mutex_unlock(&p->lock);
+    stats->running = llm.running;
+    stats->kv_blocks_used = llm.kv_blocks_used;
+    stats->kv_blocks_total = llm.kv_blocks_total;
+    stats->kv_bytes_total = llm.kv_blocks_total * p->kv_block_bytes;
+    stats->prompt_tokens = llm.prompt_tokens;
+    stats->cached_tokens = llm.cached_tokens;
+    stats->completion_tokens = llm.completion_tokens;
+    stats->preemptions = llm.preemptions;
+}

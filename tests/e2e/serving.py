@@ -1,0 +1,141 @@
+"""What the end-to-end tests share: a real server on a free port, requests with media, TAP lines."""
+
+import base64
+import http.client
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/golden/qwen2_5_omni"
+CHECKPOINT = GOLDEN / "qwen2.5-omni-tiny"
+MEDIA = GOLDEN / "media"
+
+
+class Server:
+    """`cornserve serve` until the end of a with block; its log is kept for the case of failure."""
+
+    def __init__(self, program, *options):
+        self.command = [program, "serve", str(CHECKPOINT), "--port", "0", "--dtype", "f32", "--kv-budget", "64M", *options]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        threading.Thread(target=self._read_log, daemon=True).start()
+        ready = self.process.stdout.readline()
+        found = re.match(r"ready in .*http://([^:]+):(\d+)/v1 serves (\S+);", ready)
+        if not found:
+            self.process.kill()
+            raise RuntimeError(f"the server did not become ready: {ready!r} {''.join(self.log)}")
+        self.host, self.port, self.model = found[1], int(found[2]), found[3]
+        return self
+
+    def _read_log(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def __exit__(self, kind, value, traceback):
+        if kind:
+            sys.stderr.write("".join(self.log[-40:]))
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+
+    def request(self, method, path, body=None, headers=None, timeout=60):
+        """Status and body of one request; a dict is sent as JSON."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        headers = dict(headers or {})
+        if isinstance(body, (dict, list)):
+            body = json.dumps(body)
+        if body is not None:
+            headers.setdefault("Content-Type", "application/json")
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        return response.status, data
+
+    def metric(self, name):
+        text = self.request("GET", "/metrics")[1].decode()
+        return float(re.search(rf"^{name} (\S+)$", text, re.M)[1])
+
+    def open_files(self):
+        return len(list(pathlib.Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def resident_bytes(self):
+        return self.metric("process_resident_memory_bytes")
+
+    def wait_until_idle(self, seconds=10):
+        """True when nothing of any request is left."""
+        end = time.monotonic() + seconds
+        names = ["cornserve_requests_running", "cornserve_requests_waiting", "cornserve_kv_blocks_used", "cornserve_http_body_bytes"]
+        while time.monotonic() < end:
+            left = {name: self.metric(name) for name in names}
+            if not any(left.values()) and self.metric("cornserve_http_requests_in_flight") == 1:
+                return True
+            time.sleep(0.05)
+        print(f"# left: {left}")
+        return False
+
+
+def data_url(path):
+    kind = {".jpg": "image/jpeg", ".png": "image/png", ".wav": "audio/wav", ".flac": "audio/flac", ".mp4": "video/mp4"}
+    return f"data:{kind[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def part(name):
+    """A content part for a file of the golden media."""
+    path = MEDIA / name
+    kind = {".jpg": "image_url", ".png": "image_url", ".wav": "audio_url", ".flac": "audio_url", ".mp4": "video_url"}[path.suffix]
+    return {"type": kind, kind: {"url": data_url(path)}}
+
+
+def golden_requests():
+    """The reference's own requests with media as data URLs, and the text it generated greedily."""
+    requests = json.loads((GOLDEN / "requests.json").read_text())["requests"]
+    for request in requests:
+        for message in request["messages"]:
+            if isinstance(message["content"], str):
+                continue
+            for item in message["content"]:
+                if item["type"] != "text":
+                    item[item["type"]]["url"] = data_url(MEDIA / item[item["type"]]["url"])
+    return requests
+
+
+class Tap:
+    """Prints TAP; exit with its status."""
+
+    def __init__(self):
+        self.n = self.failures = 0
+
+    def check(self, ok, name, detail=""):
+        self.n += 1
+        self.failures += not ok
+        print(f"{'ok' if ok else 'not ok'} {self.n} - {name}", flush=True)
+        if not ok:
+            for line in str(detail)[:2000].splitlines():
+                print(f"#   {line}", flush=True)
+
+    def equal(self, found, expected, name):
+        self.check(found == expected, name, f"expected {expected!r}\nfound    {found!r}")
+
+    def run(self, name, function, *arguments):
+        """Runs checks; an exception is a failure of `name`."""
+        try:
+            function(*arguments)
+        except Exception as error:  # the next tests still run
+            self.check(False, name, f"{type(error).__name__}: {error}")
+
+    def end(self):
+        print(f"1..{self.n}")
+        sys.exit(1 if self.failures else 0)

@@ -1,0 +1,62 @@
+/* Bodies of generation requests: read or refused with a message, by both endpoints; what is read keeps its promises. */
+#include "api/content.h"
+#include "fake_pipeline.h"
+
+#include <math.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void check_params(const cs_params *p)
+{
+    cs_sampling s;
+    cs_params_sampling(p, NULL, &s);
+    if (!(s.temperature >= 0 && s.temperature <= 2) || !(s.top_p > 0 && s.top_p <= 1) ||
+        !isfinite(s.repetition_penalty) || s.n_logprobs > CS_MAX_LOGPROBS || p->n < 1)
+        __builtin_trap();
+}
+
+static void check_content(const cs_content *content, cs_endpoint endpoint)
+{
+    if (endpoint == CS_ENDPOINT_CHAT) {
+        for (guint i = 0; i < content->media->len; i++)
+            if (!((cs_content_medium *)g_ptr_array_index(content->media, i))->bytes)
+                __builtin_trap(); /* remote media are off */
+    } else if ((content->prompts ? content->prompts : content->prompt_ids)->len == 0) {
+        __builtin_trap();
+    }
+}
+
+static void read_as(cs_endpoint endpoint, GBytes *bytes)
+{
+    cs_fault fault = {0};
+    cs_params params = {0};
+    cs_content content = {0};
+    cs_media_policy policy = {.max_medium_bytes = 1 << 20};
+    cs_body body;
+    if (!cs_body_parse(&body, bytes, &fault.error)) {
+        cs_fault_clear(&fault);
+        return;
+    }
+    bool ok = cs_params_read(&params, &body, endpoint, &fault) &&
+              (endpoint == CS_ENDPOINT_CHAT
+                   ? cs_content_read_messages(&content, &body, &policy, &fault)
+                   : cs_content_read_prompt(&content, &body, 256, &fault));
+    cs_body_clear(&body);
+    if (ok != !fault.error)
+        __builtin_trap();
+    if (ok) {
+        check_params(&params);
+        check_content(&content, endpoint);
+    }
+    cs_params_clear(&params);
+    cs_content_clear(&content);
+    cs_fault_clear(&fault);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    g_autoptr(GBytes) bytes = g_bytes_new(data, size);
+    read_as(CS_ENDPOINT_CHAT, bytes);
+    read_as(CS_ENDPOINT_COMPLETION, bytes);
+    return 0;
+}
