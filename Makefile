@@ -2,6 +2,7 @@
 BUILD ?= build
 MESON = meson setup --warnlevel 2
 WERROR ?= false
+PORT ?= 8000
 
 .PHONY: all help deps run test asan tsan bench fuzz lint format clean demo-model
 
@@ -14,6 +15,9 @@ help: ## this list
 
 deps: ## install the Debian packages that are missing
 	@tools/install-packages
+
+run: all ## serve the checkpoint that ships with the project and ask it something (PORT=8000)
+	@tools/try-it $(BUILD)/cornserve $(PORT)
 
 test: WERROR = true
 test: all ## everything that needs no GPU and no network
