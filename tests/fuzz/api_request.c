@@ -1,4 +1,5 @@
-/* Bodies of generation requests: read or refused with a message, by both endpoints; what is read keeps its promises. */
+/* Bodies of generation requests: read or refused with a message, by both endpoints; what is read
+ * keeps its promises. */
 #include "api/content.h"
 #include "fake_pipeline.h"
 
@@ -37,10 +38,10 @@ static void read_as(cs_endpoint endpoint, GBytes *bytes)
         cs_fault_clear(&fault);
         return;
     }
-    bool ok = cs_params_read(&params, &body, endpoint, &fault) &&
-              (endpoint == CS_ENDPOINT_CHAT
-                   ? cs_content_read_messages(&content, &body, &policy, &fault)
-                   : cs_content_read_prompt(&content, &body, 256, &fault));
+    bool ok =
+        cs_params_read(&params, &body, endpoint, &fault) &&
+        (endpoint == CS_ENDPOINT_CHAT ? cs_content_read_messages(&content, &body, &policy, &fault)
+                                      : cs_content_read_prompt(&content, &body, 256, &fault));
     cs_body_clear(&body);
     if (ok != !fault.error)
         __builtin_trap();
