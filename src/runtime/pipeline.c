@@ -152,7 +152,8 @@ cs_pipeline *cs_pipeline_new(const char *dir, const cs_pipeline_options *o, GErr
     cs_pipeline *p = g_new0(cs_pipeline, 1);
     g_mutex_init(&p->lock);
     g_cond_init(&p->changed);
-    g_queue_init(&p->queue);
+    g_queue_init(&p->text_queue);
+    g_queue_init(&p->media_queue);
     p->live = g_hash_table_new(NULL, NULL);
     p->workers = g_ptr_array_new();
     p->turn = cs_turn_new();

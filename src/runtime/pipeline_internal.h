@@ -26,7 +26,10 @@ struct cs_pipeline {
     GPtrArray *workers; /* GThread *: they prepare requests */
     GMutex lock;        /* what follows */
     GCond changed;
-    GQueue queue;     /* cs_pipeline_request *, a reference each, to be prepared */
+    /* cs_pipeline_request *, a reference each, to be prepared. One worker takes text only, so that
+     * media that are long to decode hold up no request without any. */
+    GQueue text_queue, media_queue;
+    bool has_text_worker;
     GHashTable *live; /* set of requests whose on_done has not come */
     guint n_objects;  /* requests not yet freed */
     bool ending;

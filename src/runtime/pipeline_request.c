@@ -134,7 +134,7 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *p, const cs_request *reques
     bool taken = !p->ending && n_live < p->max_queued_requests;
     if (taken) {
         g_hash_table_add(p->live, r);
-        g_queue_push_tail(&p->queue, r);
+        g_queue_push_tail(r->media->len > 0 ? &p->media_queue : &p->text_queue, r);
         p->counts.requests_started++;
         g_cond_broadcast(&p->changed);
     }
@@ -578,8 +578,12 @@ gpointer pipeline_worker_main(gpointer user)
 {
     cs_pipeline *p = user;
     g_mutex_lock(&p->lock);
+    bool text_only = !p->has_text_worker;
+    p->has_text_worker = true;
     for (;;) {
-        cs_pipeline_request *r = g_queue_pop_head(&p->queue);
+        cs_pipeline_request *r = g_queue_pop_head(&p->text_queue);
+        if (!r && (!text_only || p->ending))
+            r = g_queue_pop_head(&p->media_queue);
         if (!r && p->ending)
             break;
         if (!r) {
