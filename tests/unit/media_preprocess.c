@@ -6,6 +6,7 @@
 #include "media/preprocess/resample.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static bool read_config(const char *text, cs_vision_config *vision, cs_mel_config *mel,
@@ -110,6 +111,7 @@ static void test_rules(void)
 static void test_resample(void)
 {
     g_autoptr(GRand) random = g_rand_new_with_seed(5);
+    size_t ties = 0;
     for (int round = 0; round < 120; round++) {
         uint32_t w = (uint32_t)g_rand_int_range(random, 1, 70);
         uint32_t h = (uint32_t)g_rand_int_range(random, 1, 70);
@@ -127,7 +129,17 @@ static void test_resample(void)
         cs_resample_allow_simd(true);
         g_assert_true(cs_resample_bicubic(&source, b, to_w, to_h, NULL));
         g_assert_cmpmem(a, (size_t)to_w * to_h * 3, b, (size_t)to_w * to_h * 3);
+        cs_resample_allow_simd(false);
+        g_assert_true(cs_resample_bicubic_float(&source, a, to_w, to_h, NULL));
+        cs_resample_allow_simd(true);
+        g_assert_true(cs_resample_bicubic_float(&source, b, to_w, to_h, NULL));
+        for (size_t i = 0; i < (size_t)to_w * to_h * 3; i++) {
+            g_assert_cmpint(abs(a[i] - b[i]), <=, 1);
+            ties += a[i] != b[i];
+        }
     }
+    g_assert_cmpuint(ties, <=,
+                     8); /* of some 440,000: products are fused in one, not in the other */
 }
 
 /* Grey pictures stay grey, and an equal size is a copy. */
@@ -138,6 +150,8 @@ static void test_resample_identity(void)
         in[i] = (uint8_t)(i * 91);
     cs_resample_source source = {in, 7, 5, 21};
     g_assert_true(cs_resample_bicubic(&source, out, 7, 5, NULL));
+    g_assert_cmpmem(out, sizeof out, in, sizeof in);
+    g_assert_true(cs_resample_bicubic_float(&source, out, 7, 5, NULL));
     g_assert_cmpmem(out, sizeof out, in, sizeof in);
     memset(in, 201, sizeof in);
     g_assert_true(cs_resample_bicubic(&source, large, 40, 30, NULL));

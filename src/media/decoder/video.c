@@ -187,7 +187,9 @@ static bool keep_frame(frame_taker *t, const AVFrame *frame, uint32_t i, GError 
         source.row_bytes = (size_t)source.width * 3;
     }
     uint8_t *out = t->job->out + (size_t)i * v->height * v->width * 3;
-    return cs_resample_bicubic(&source, out, v->width, v->height, error);
+    return t->rule->float_resize
+               ? cs_resample_bicubic_float(&source, out, v->width, v->height, error)
+               : cs_resample_bicubic(&source, out, v->width, v->height, error);
 }
 
 /* Plans for `total` frames. */

@@ -74,7 +74,8 @@ void cs_vision_config_read(cs_vision_config *c, cs_json_reader *r)
     require(r, "resample", cs_json_int_or(r, "resample", 0, 5, 3) == 3, "expected 3 (bicubic)");
 
     uint32_t factor = c->patch_size * c->merge_size;
-    if (c->min_pixels == FETCH_IMAGE_MIN && c->max_pixels == FETCH_IMAGE_MAX)
+    bool published = c->min_pixels == FETCH_IMAGE_MIN && c->max_pixels == FETCH_IMAGE_MAX;
+    if (published)
         c->image_fetch =
             (cs_resize_rule){CS_RESIZE_FETCH, factor, FETCH_IMAGE_MIN, FETCH_IMAGE_MAX};
     c->video = (cs_video_rule){
@@ -87,6 +88,7 @@ void cs_vision_config_read(cs_vision_config *c, cs_json_reader *r)
         .max_pixels = FETCH_VIDEO_MAX,
         .total_pixels = FETCH_VIDEO_POSITIONS * (double)FETCH_SQUARE * 0.9,
         .processor = {CS_RESIZE_PROCESSOR, factor, FETCH_VIDEO_MIN, FETCH_VIDEO_MAX},
+        .float_resize = published,
     };
 }
 

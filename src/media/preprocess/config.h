@@ -20,7 +20,8 @@ typedef struct {
     /* The step of qwen_omni_utils before the processor's. It is there (factor not 0) when the
      * processor's limits are the published ones, which are qwen_omni_utils' own: then the
      * processor finds nothing more to do. A checkpoint with other limits gets the processor's step
-     * alone, so that a picture is never resized twice. */
+     * alone, so that a picture is never resized twice; its video frames are resized as images are
+     * (video.float_resize), like the project's golden files have them. */
     cs_resize_rule image_fetch;
     cs_video_rule video;
     double processor_fps; /* what the processor takes the sampled rate for: 2, see patches.h */

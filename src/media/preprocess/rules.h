@@ -39,6 +39,7 @@ typedef struct {
     double min_pixels, max_pixels; /* of one frame */
     double total_pixels;           /* of all frames together, after resizing */
     cs_resize_rule processor;      /* the processor's own rule, applied to the result */
+    bool float_resize; /* by cs_resample_bicubic_float, as the recipe's; else as images */
 } cs_video_rule;
 
 /* smart_nframes: how many of total_frames to take. CS_ERROR_INVALID for a video of fewer frames

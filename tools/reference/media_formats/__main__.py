@@ -1,7 +1,7 @@
 """Small media files of every accepted format, and what the reference decodes from them.
 
 Images are opened by Pillow and converted as qwen_omni_utils' to_rgb does, sounds are loaded by librosa, video frames are
-decoded by FFmpeg and resized by Pillow. Pixels are kept as 64-bit FNV-1a of rows of RGB bytes, sounds as 16 kHz float32.
+decoded by FFmpeg and resized by Pillow, some by torchvision. Pixels are kept as 64-bit FNV-1a of rows of RGB bytes, sounds as 16 kHz float32.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from pathlib import Path
 import librosa
 import numpy as np
 import soundfile
+import torch
 from PIL import Image, ImageDraw
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS, FACTOR = 128 * 28 * 28, 768 * 28 * 28, 28
 
@@ -278,7 +281,8 @@ def smart_resize(height, width):
     return h, w
 
 
-def expected_video(path):
+def decoded_frames(path):
+    """The sampled frames, uint8 [n, height, width, 3], and how many there are in all."""
     width, height, count, fps, _ = VIDEOS[path.name]
     if path.name == "turned.mp4":
         width, height = height, width
@@ -289,14 +293,28 @@ def expected_video(path):
     frames = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
     n = math.floor(min(max(len(frames) / fps * 2.0, 4), len(frames) // 2 * 2) / 2) * 2
     indices = [round(i * (len(frames) - 1) / (n - 1)) for i in range(n)]
-    h, w = smart_resize(height, width)
+    return frames[indices], len(frames)
+
+
+def expected_video(path):
+    frames, count = decoded_frames(path)
+    h, w = smart_resize(*frames.shape[1:3])
     pixels = b"".join(
-        Image.fromarray(frames[i]).resize((w, h), Image.Resampling.BICUBIC).tobytes()
-        for i in indices
+        Image.fromarray(frame).resize((w, h), Image.Resampling.BICUBIC).tobytes()
+        for frame in frames
     )
     return {
-        "file": path.name, "source_frames": len(frames), "frames": n, "width": w, "height": h, "fnv1a64": fnv1a64(pixels),
+        "file": path.name, "source_frames": count, "frames": len(frames), "width": w, "height": h, "fnv1a64": fnv1a64(pixels),
     }  # fmt: skip
+
+
+def write_tensor_resize(path):
+    """Frames of 56 x 56 as qwen_omni_utils resizes them, with torchvision."""
+    frames, _ = decoded_frames(path)
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    small = resize(tensor, [56, 56], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    pixels = small.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+    path.with_name(f"{path.name}.56x56.rgb").write_bytes(pixels)
 
 
 def main():
@@ -325,6 +343,8 @@ def main():
         (out / f"{name}.f32").write_bytes(samples.astype("<f4").tobytes())
         expected["sounds"].append({"file": name, "samples": len(samples)})
     write_videos(out)
+    for name in ("h264.mp4", "vp9.webm"):
+        write_tensor_resize(out / name)
     expected["videos"] = [expected_video(out / name) for name in VIDEOS]
     (out / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
