@@ -373,12 +373,13 @@ static int host_strip(lua_State *L)
     const char *p = text_argument(L, 1, &size_bytes), *end = p + size_bytes;
     char mode = luaL_checkstring(L, 2)[0];
     const char *set = lua_isnoneornil(L, 3) ? NULL : text_argument(L, 3, &set_bytes);
+    const char *set_end = set ? set + set_bytes : NULL;
     cs_sandbox_charge(L, MIN(size_bytes, 1u << 20) * MIN(set_bytes, 1u << 20) / 64);
-    while (mode != 'r' && p < end && is_stripped(p, end, set, set + set_bytes))
+    while (mode != 'r' && p < end && is_stripped(p, end, set, set_end))
         p = next_character(p, end);
     while (mode != 'l' && p < end) {
         const char *last = utf8_previous(p, end);
-        if (!is_stripped(last, end, set, set + set_bytes))
+        if (!is_stripped(last, end, set, set_end))
             break;
         end = last;
     }
