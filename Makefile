@@ -31,7 +31,7 @@ asan: deps ## the whole suite under AddressSanitizer and UndefinedBehaviorSaniti
 tsan: deps ## the threaded parts under ThreadSanitizer
 	@test -f build-tsan/build.ninja || meson setup build-tsan -Db_sanitize=thread -Db_lundef=false
 	@ninja -C build-tsan
-	@meson test -C build-tsan --print-errorlogs --timeout-multiplier 10
+	@TSAN_OPTIONS=suppressions=$(CURDIR)/tests/tsan.supp meson test -C build-tsan --print-errorlogs --timeout-multiplier 10
 
 demo-model: all ## make the small trained checkpoint again from its seed (hours) and print its accuracy
 	@tools/demo/make all

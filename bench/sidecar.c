@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ROUNDS = 300, WARM_UP = 20 };
+enum { ROUNDS = 300 };
 
 static const size_t sizes[] = {64, 4 << 10, 64 << 10, 1 << 20, 16 << 20};
 
@@ -56,19 +56,17 @@ static void consumer(int fd, uint64_t request, int results)
     _exit(r ? 0 : 4);
 }
 
-static void measure_copies(const uint8_t *tensor, uint8_t *copy, size_t size, int64_t *times)
+static int64_t copy_once(const uint8_t *tensor, uint8_t *copy, size_t size)
 {
-    for (int i = -WARM_UP; i < ROUNDS; i++) {
-        int64_t start = now_ns();
-        memcpy(copy, tensor, size);
-        __asm__ volatile("" : : "r"(copy) : "memory");
-        if (i >= 0)
-            times[i] = now_ns() - start;
-    }
+    int64_t start = now_ns();
+    memcpy(copy, tensor, size);
+    __asm__ volatile("" : : "r"(copy) : "memory");
+    return now_ns() - start;
 }
 
-static bool measure_sidecar(cs_sidecar *s, uint64_t request, const uint8_t *tensor, size_t size,
-                            int64_t *times)
+/* Copies and passages in turn, so that both see the same machine. */
+static bool measure(cs_sidecar *s, uint64_t request, const uint8_t *tensor, uint8_t *copy,
+                    size_t size, int64_t *copies, int64_t *times)
 {
     int results[2];
     if (pipe(results) != 0 || !cs_sidecar_request_begin(s, request, 0, NULL))
@@ -80,6 +78,7 @@ static bool measure_sidecar(cs_sidecar *s, uint64_t request, const uint8_t *tens
     bool ok = sender != NULL;
     for (int i = 0; ok && i < ROUNDS; i++) {
         g_usleep(300); /* the consumer is asleep again */
+        copies[i] = copy_once(tensor, copy, size);
         cs_chunk chunk;
         int64_t start = now_ns(), at = 0;
         ok = cs_sender_alloc(sender, size, -1, &chunk, NULL);
@@ -109,8 +108,7 @@ int main(void)
     printf("%10s %14s %14s %14s %8s\n", "bytes", "memcpy us", "sidecar us", "p99 us", "ratio");
     for (unsigned i = 0; i < G_N_ELEMENTS(sizes); i++) {
         static int64_t copies[ROUNDS], times[ROUNDS];
-        measure_copies(tensor, copy, sizes[i], copies);
-        if (!measure_sidecar(s, i + 1, tensor, sizes[i], times))
+        if (!measure(s, i + 1, tensor, copy, sizes[i], copies, times))
             return 1;
         double one = (double)percentile(copies, ROUNDS, 50) / 1e3;
         double all = (double)percentile(times, ROUNDS, 50) / 1e3;

@@ -9,7 +9,7 @@ void cs_fault_arm(cs_fault_point point, uint32_t n)
     atomic_store(&remaining[point], n);
 }
 
-void cs_fault_clear(void)
+void cs_fault_disarm(void)
 {
     for (int i = 0; i < CS_FAULT_POINTS; i++)
         atomic_store(&remaining[i], 0);

@@ -26,7 +26,7 @@ typedef enum {
 void cs_fault_arm(cs_fault_point point, uint32_t n);
 
 /* Disarms all points. */
-void cs_fault_clear(void);
+void cs_fault_disarm(void);
 
 /* True once, at the N-th call after arming. */
 bool cs_fault_hit(cs_fault_point point);

@@ -47,6 +47,8 @@ int cs_cli_usage(const char *subcommand, const char *format, ...) G_GNUC_PRINTF(
 const char *cs_cli_nearest(const char *word, const char *const *candidates, guint n_candidates);
 
 /* Subcommands, one file each. */
+int cs_cli_apps(int argc, char **argv);
+int cs_cli_executor(int argc, char **argv);
 int cs_cli_graph(int argc, char **argv);
 int cs_cli_media_decoder(int argc, char **argv);
 int cs_cli_plan(int argc, char **argv);

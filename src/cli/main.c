@@ -9,6 +9,8 @@ static const cs_cli_command commands[] = {
     {"serve", "serve a model over the OpenAI API", cs_cli_serve},
     {"run", "ask a model from the terminal", cs_cli_run},
     {"inspect", "show what is in a checkpoint directory", cs_cli_inspect},
+    {"apps", "list, add and remove apps", cs_cli_apps},
+    {"executor", NULL, cs_cli_executor},
     {"graph", "show the components that a request uses", cs_cli_graph},
     {"media-decoder", NULL, cs_cli_media_decoder},
     {"plan", "decide which executors stand where and how requests are routed", cs_cli_plan},

@@ -48,6 +48,9 @@ void cs_app_run_put(cs_app_run *run, uint32_t call, uint32_t forward, json_t *va
 void cs_app_run_end(cs_app_run *run, uint32_t call, uint32_t forward);
 void cs_app_run_fail(cs_app_run *run, uint32_t call, uint32_t forward, const GError *error);
 
+/* After CS_APP_DONE: the next value of a stream that was put and not read, or NULL. json_decref. */
+json_t *cs_app_run_take(cs_app_run *run, uint32_t call, uint32_t forward);
+
 /* After CS_APP_DONE: what serve returned; a stream in it is {"$stream": [call, forward]}. Borrowed.
  */
 const json_t *cs_app_run_result(const cs_app_run *run);

@@ -52,6 +52,12 @@ void cs_app_run_fail(cs_app_run *run, uint32_t call, uint32_t forward, const GEr
         q->error = g_error_copy(error);
 }
 
+json_t *cs_app_run_take(cs_app_run *run, uint32_t call, uint32_t forward)
+{
+    run_queue *q = find_queue(run, call, forward);
+    return q ? g_queue_pop_head(&q->values) : NULL;
+}
+
 /* --- reading streams, from Lua --- */
 
 static int yield(lua_State *L, cs_app_run *run, lua_KContext context, lua_KFunction then)

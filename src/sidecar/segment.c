@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* --- layout --- */
@@ -159,6 +160,7 @@ segment *seg_create(const cs_sidecar_options *options, bool shared, GError **err
     memcpy(map, plan, sizeof(*plan));
     resolve(s);
     init_lock(&s->h->lock, shared);
+    atomic_init(&s->h->lock_holder, SEG_NONE);
     s->h->participants.free = s->h->requests.free = SEG_NONE;
     s->h->streams.free = s->h->chunks.free = SEG_NONE;
     memset(s->buckets, 0xff, s->h->bucket_count * sizeof(uint32_t));
@@ -259,12 +261,72 @@ static void roll_back(segment *s)
     }
 }
 
+/* State letter and start time of a process from /proc/PID/stat; false when there is none. */
+static bool process_stat(uint32_t pid, char *state, uint64_t *start_time)
+{
+    char path[32], text[512];
+    snprintf(path, sizeof(path), "/proc/%u/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    if (n <= 0)
+        return false;
+    text[n] = '\0';
+    const char *p = strrchr(text, ')'); /* the name before it may hold anything */
+    unsigned long long start = 0;
+    if (!p || sscanf(p + 1,
+                     " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
+                     "%*d %*d %llu",
+                     state, &start) != 2)
+        return false;
+    *start_time = start;
+    return true;
+}
+
+/* The lock has not come for a while. A section takes microseconds: who holds it is stopped, or has
+ * gone astray in damaged metadata, and holds up the whole node. It is killed; the lock then comes
+ * with EOWNERDEAD. */
+static void kill_holder(segment *s, int64_t waited_us)
+{
+    uint32_t holder = atomic_load(&s->h->lock_holder);
+    if (holder == SEG_NONE || holder == s->me || holder >= s->h->participants.max)
+        return;
+    const seg_participant *p = &s->participants[holder];
+    char state = 0;
+    uint64_t start_time = 0;
+    if (p->live && process_stat(p->pid, &state, &start_time) && start_time == p->start_time &&
+        (state == 'T' || state == 't' || waited_us > SEG_LOCK_HELD_MAX_US))
+        kill((pid_t)p->pid, SIGKILL);
+}
+
+static int lock_patiently(segment *s)
+{
+    int64_t start_us = cs_now_us();
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += SEG_WAIT_SLICE_US * 1000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        int result = pthread_mutex_timedlock(&s->h->lock, &until);
+        if (result != ETIMEDOUT)
+            return result;
+        kill_holder(s, cs_now_us() - start_us);
+    }
+}
+
 void seg_lock(segment *s)
 {
-    if (pthread_mutex_lock(&s->h->lock) != EOWNERDEAD)
-        return;
-    roll_back(s);
-    pthread_mutex_consistent(&s->h->lock);
+    int result = pthread_mutex_trylock(&s->h->lock);
+    if (result == EBUSY)
+        result = lock_patiently(s);
+    if (result == EOWNERDEAD) {
+        roll_back(s);
+        pthread_mutex_consistent(&s->h->lock);
+    }
+    atomic_store_explicit(&s->h->lock_holder, s->me, memory_order_relaxed);
 }
 
 static void futex_wake_all(seg_word *word)
@@ -284,6 +346,7 @@ void seg_unlock(segment *s)
         s->dropped = g_ptr_array_new();
     }
     seg_commit(s);
+    atomic_store_explicit(&s->h->lock_holder, SEG_NONE, memory_order_relaxed);
     pthread_mutex_unlock(&s->h->lock);
     for (unsigned i = 0; i < n_wakes; i++)
         futex_wake_all(wakes[i]);
@@ -337,43 +400,20 @@ uint32_t seg_table_take(segment *s, seg_table *table, uint32_t (*next_of)(segmen
     return index;
 }
 
-/* State and start time of a process from /proc/PID/stat; false when there is none, or only its
- * remains. */
-static bool process_start_time(uint32_t pid, uint64_t *start_time)
-{
-    char path[32], text[512];
-    snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    ssize_t n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    if (n <= 0)
-        return false;
-    text[n] = '\0';
-    const char *p = strrchr(text, ')'); /* the name before it may hold anything */
-    char state = 0;
-    unsigned long long start = 0;
-    if (!p || sscanf(p + 1,
-                     " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
-                     "%*d %*d %llu",
-                     &state, &start) != 2)
-        return false;
-    *start_time = start;
-    return state != 'Z' && state != 'X';
-}
-
 bool seg_participant_alive(segment *s, uint32_t participant)
 {
     const seg_participant *p = &s->participants[participant];
     uint64_t start_time = 0;
-    return p->live && process_start_time(p->pid, &start_time) && start_time == p->start_time;
+    char state = 0;
+    return p->live && process_stat(p->pid, &state, &start_time) && start_time == p->start_time &&
+           state != 'Z' && state != 'X';
 }
 
 bool seg_participant_join(segment *s, const char *name, GError **error)
 {
     uint64_t start_time = 0;
-    process_start_time((uint32_t)getpid(), &start_time);
+    char state = 0;
+    process_stat((uint32_t)getpid(), &state, &start_time);
     seg_lock(s);
     uint32_t i = 0;
     while (i < s->h->participants.high && s->participants[i].live)

@@ -28,6 +28,7 @@
 #define SEG_ORDERS 32
 #define SEG_NONE UINT32_MAX
 #define SEG_WAIT_SLICE_US 100000
+#define SEG_LOCK_HELD_MAX_US 5000000
 /* The longest section frees one chunk: at most 2 x 32 pieces, each merging over at most 32 orders
  * with 4 stores a merge and 5 at its end. */
 #define SEG_JOURNAL_MAX 10240
@@ -110,6 +111,7 @@ typedef struct {
     uint64_t default_quota_bytes;
 
     pthread_mutex_t lock;
+    seg_word lock_holder; /* participant, or SEG_NONE */
     seg_table participants, requests, streams, chunks;
     uint64_t used_units, borrowed_bytes;
     uint64_t chunks_total, bytes_total;
@@ -141,7 +143,7 @@ typedef struct {
     seg_unit_link *links;
     uint8_t *tags; /* order + 1 at the first unit of a free block, else 0 */
     uint8_t *pool;
-    uint32_t me;
+    uint32_t me; /* participant, or SEG_NONE before it has joined */
     /* collected under the lock, acted on after it */
     seg_word *wakes[SEG_WAKES_MAX];
     unsigned n_wakes;

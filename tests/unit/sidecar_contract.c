@@ -597,7 +597,7 @@ static void test_faults(const void *t)
             cs_fault_arm(points[i], n);
             bool ok = scenario(s);
             bool unused = cs_fault_pending(points[i]);
-            cs_fault_clear();
+            cs_fault_disarm();
             assert_empty(s);
             g_assert_true(ok == unused);
             if (unused) {

@@ -350,6 +350,32 @@ static void test_kill_storm(void)
     cs_sidecar_close(s);
 }
 
+/* A process stopped while it holds the lock is killed by whoever wants it. */
+static void test_stopped_holder(void)
+{
+    cs_sidecar *s = create(1 << 20);
+    int ready[2];
+    g_assert_cmpint(pipe(ready), ==, 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        segment *own = (segment *)cs_sidecar_join_shared(cs_sidecar_fd(s), "stopped", NULL);
+        seg_lock(own);
+        SEG_SET(own, own->h->used_units, 7); /* half of something */
+        _exit(write(ready[1], "x", 1) == 1 ? raise(SIGSTOP) : 1);
+    }
+    char byte;
+    g_assert_cmpint(read(ready[0], &byte, 1), ==, 1);
+    int status = 0;
+    waitpid(pid, &status, WUNTRACED);
+    g_assert_true(WIFSTOPPED(status));
+    assert_check(s);
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    g_assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    close(ready[0]);
+    close(ready[1]);
+    cs_sidecar_close(s);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -357,6 +383,7 @@ int main(int argc, char **argv)
     g_test_add_func("/sidecar/join_garbage", test_join_garbage);
     g_test_add_func("/sidecar/kill_every_store", test_kill_every_store);
     g_test_add_func("/sidecar/kill_reaper", test_kill_reaper);
+    g_test_add_func("/sidecar/stopped_holder", test_stopped_holder);
     g_test_add_func("/sidecar/replacement", test_replacement);
     g_test_add_func("/sidecar/kill_storm", test_kill_storm);
     return g_test_run();

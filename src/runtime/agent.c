@@ -1,0 +1,311 @@
+/* The node agent: executors as child processes. */
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/os.h"
+#include "runtime/executor.h"
+#include "runtime/runtime_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BACKOFF_MAX 100
+#define GOOD_FOR_US                                                                                \
+    (10 * G_USEC_PER_SEC) /* ready this long: the next failure is the first again                  \
+                           */
+
+extern char **environ;
+
+executor *agent_executor_new(cs_runtime *runtime, deployment *d, size_t entry, unsigned replica)
+{
+    executor *x = g_new0(executor, 1);
+    x->runtime = runtime;
+    x->deployment = d;
+    x->entry = entry;
+    x->name = g_strdup_printf("%s#%u", d->plan->executors[entry].name, replica);
+    x->state = EXECUTOR_DOWN;
+    x->pidfd = -1;
+    x->calls = g_hash_table_new(NULL, NULL);
+    return x;
+}
+
+static void close_process(executor *x)
+{
+    cs_wire_free(g_steal_pointer(&x->wire));
+    cs_loop_unwatch(g_steal_pointer(&x->pid_watch));
+    if (x->pidfd >= 0)
+        close(x->pidfd);
+    x->pidfd = -1;
+    x->pid = 0;
+}
+
+void agent_executor_free(executor *x)
+{
+    if (x->pid > 0) {
+        kill(x->pid, SIGKILL);
+        waitpid(x->pid, NULL, 0);
+        cs_sidecar_reap(x->runtime->sidecar, x->pid);
+    }
+    close_process(x);
+    cs_timer_free(x->restart_timer);
+    g_hash_table_unref(x->calls);
+    g_free(x->failure);
+    g_free(x->name);
+    g_free(x);
+}
+
+/* --- ends --- */
+
+static void restart(void *user)
+{
+    executor *x = user;
+    x->restart_timer = NULL;
+    x->restarts++;
+    agent_start(x);
+}
+
+static void went_down(executor *x, const char *why)
+{
+    cs_runtime *rt = x->runtime;
+    int64_t now_us = cs_now_us();
+    bool good = x->state == EXECUTOR_READY || x->ready_us > 0;
+    x->failures = good && now_us - x->ready_us > GOOD_FOR_US ? 1 : x->failures + 1;
+    x->state = EXECUTOR_DOWN;
+    x->ready_us = 0;
+    close_process(x);
+    dispatch_lost(x, why);
+    if (x->stopping)
+        return;
+    rt->counters.executor_deaths++;
+    int64_t wait_us = rt->options.restart_us << MIN(x->failures - 1, 10);
+    wait_us = MIN(wait_us, rt->options.restart_us * BACKOFF_MAX);
+    cs_log(CS_LOG_WARN, "agent", "%s: %s; starts again in %.1f s", x->name, why,
+           (double)wait_us / 1e6);
+    x->restart_timer = cs_loop_at(rt->loop, now_us + wait_us, restart, x);
+}
+
+static void on_exit_ready(void *user, uint32_t events)
+{
+    executor *x = user;
+    int status = 0, pid = x->pid;
+    if (waitpid(pid, &status, WNOHANG) != pid)
+        return;
+    x->pid = 0;
+    cs_sidecar_reap(x->runtime->sidecar, pid);
+    g_autofree char *why = x->failure ? g_strdup(x->failure)
+                           : WIFSIGNALED(status)
+                               ? g_strdup_printf("killed by signal %d", WTERMSIG(status))
+                               : g_strdup_printf("exited with status %d", WEXITSTATUS(status));
+    went_down(x, why);
+}
+
+void agent_kill(executor *x, const char *why)
+{
+    if (x->pid <= 0 || x->state == EXECUTOR_DYING)
+        return;
+    if (!x->failure)
+        x->failure = g_strdup(why);
+    x->state = EXECUTOR_DYING;
+    kill(x->pid, SIGKILL); /* its end comes by the pidfd */
+}
+
+static void on_closed(void *user, const GError *error)
+{
+    executor *x = user;
+    if (x->stopping)
+        return; /* it drained; its exit follows */
+    agent_kill(x, error ? error->message : "closed its connection");
+}
+
+void agent_drain(executor *x)
+{
+    Cornserve__Wire__Drain drain = CORNSERVE__WIRE__DRAIN__INIT;
+    x->stopping = true;
+    cs_timer_free(g_steal_pointer(&x->restart_timer));
+    if (!x->wire)
+        return;
+    cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_DRAIN, .drain = &drain));
+    cs_wire_flush(x->wire);
+}
+
+/* --- frames --- */
+
+static void on_frame(void *user, const cs_frame *frame)
+{
+    executor *x = user;
+    x->answered_us = cs_now_us();
+    switch (frame->body_case) {
+    case CORNSERVE__WIRE__FRAME__BODY_READY:
+        if (x->state != EXECUTOR_STARTING)
+            return;
+        x->state = EXECUTOR_READY;
+        x->ready_us = x->answered_us;
+        g_clear_pointer(&x->failure, g_free);
+        dispatch_parked(x->runtime);
+        break;
+    case CORNSERVE__WIRE__FRAME__BODY_STEP:
+        dispatch_step(x, frame->step);
+        break;
+    case CORNSERVE__WIRE__FRAME__BODY_PONG:
+        if (frame->pong->load)
+            x->load = *frame->pong->load;
+        break;
+    case CORNSERVE__WIRE__FRAME__BODY_FAILED:
+        g_free(x->failure);
+        x->failure = g_strdup(frame->failed->message);
+        break;
+    default:
+        agent_kill(x, "sent a frame that only the gateway sends");
+    }
+}
+
+/* --- starting --- */
+
+static void send_setup(executor *x)
+{
+    const cs_plan_executor *e = &x->deployment->plan->executors[x->entry];
+    g_autofree char **components = g_new0(char *, e->n_hosted + 1);
+    g_auto(GStrv) kind = g_strsplit(e->device, ":", 2);
+    json_t *config = json_object_get(x->deployment->devices, e->device);
+    char *text = config ? json_dumps(config, JSON_COMPACT) : NULL;
+    Cornserve__Wire__Setup setup = CORNSERVE__WIRE__SETUP__INIT;
+    for (size_t i = 0; i < e->n_hosted; i++)
+        components[i] = e->hosted[i].name;
+    setup.name = x->name;
+    setup.kind = kind[0];
+    setup.config = text ? text : (char *)"{}";
+    setup.components = components;
+    setup.n_components = e->n_hosted;
+    cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SETUP, .setup = &setup));
+    cs_wire_flush(x->wire);
+    free(text);
+}
+
+static bool spawn(executor *x, int control_fd, GError **error)
+{
+    const char *program = x->runtime->options.program;
+    char *argv[] = {(char *)"cornserve", (char *)"executor", NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none;
+    pid_t pid = 0;
+    if (cs_fault_hit(CS_FAULT_RUNTIME_SPAWN))
+        return cs_fail(error, CS_ERROR_FAILED, "%s: fault injected at spawn", x->name);
+    /* out of the way of the numbers that the child gets */
+    int control = fcntl(control_fd, F_DUPFD_CLOEXEC, 10);
+    int sidecar = fcntl(cs_sidecar_fd(x->runtime->sidecar), F_DUPFD_CLOEXEC, 10);
+    sigemptyset(&none);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, control, CS_EXECUTOR_CONTROL_FD);
+    posix_spawn_file_actions_adddup2(&actions, sidecar, CS_EXECUTOR_SIDECAR_FD);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    int err = control < 0 || sidecar < 0 ? EMFILE
+                                         : posix_spawn(&pid, program ? program : "/proc/self/exe",
+                                                       &actions, &attributes, argv, environ);
+    close(control);
+    close(sidecar);
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    if (err != 0)
+        return cs_fail_errno(error, err, "%s: cannot start %s", x->name,
+                             program ? program : "/proc/self/exe");
+    x->pid = pid;
+    return true;
+}
+
+static bool start_process(executor *x, GError **error)
+{
+    static const cs_wire_events events = {on_frame, on_closed};
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        return cs_fail_errno(error, errno, "%s: socketpair", x->name);
+    bool ok = spawn(x, pair[1], error);
+    close(pair[1]);
+    if (!ok) {
+        close(pair[0]);
+        return false;
+    }
+    x->wire = cs_wire_new(x->runtime->loop, pair[0], x->name, &events, x, error);
+    x->pidfd = (int)syscall(SYS_pidfd_open, x->pid, 0);
+    if (x->wire && x->pidfd >= 0)
+        x->pid_watch = cs_loop_watch(x->runtime->loop, x->pidfd, EPOLLIN, on_exit_ready, x, error);
+    else if (x->wire)
+        cs_fail_errno(error, errno, "%s: pidfd_open", x->name);
+    if (x->pid_watch)
+        return true;
+    kill(x->pid, SIGKILL);
+    waitpid(x->pid, NULL, 0);
+    cs_sidecar_reap(x->runtime->sidecar, x->pid);
+    return false;
+}
+
+void agent_start(executor *x)
+{
+    g_autoptr(GError) error = NULL;
+    g_clear_pointer(&x->failure, g_free);
+    if (!start_process(x, &error)) {
+        went_down(x, error->message);
+        return;
+    }
+    x->state = EXECUTOR_STARTING;
+    x->started_us = x->answered_us = cs_now_us();
+    send_setup(x);
+}
+
+/* --- health --- */
+
+static void check_health(executor *x, int64_t now_us)
+{
+    const cs_runtime_options *o = &x->runtime->options;
+    int64_t allowed_us = x->state == EXECUTOR_STARTING ? o->start_us : o->watchdog_us;
+    if (x->state != EXECUTOR_STARTING && x->state != EXECUTOR_READY)
+        return;
+    if (now_us - x->answered_us > allowed_us) {
+        agent_kill(x, x->state == EXECUTOR_STARTING ? "did not become ready in time"
+                                                    : "did not answer: hung");
+        return;
+    }
+    Cornserve__Wire__Ping ping = CORNSERVE__WIRE__PING__INIT;
+    ping.n = x->runtime->pings;
+    cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_PING, .ping = &ping));
+}
+
+void agent_tick(cs_runtime *rt)
+{
+    int64_t now_us = cs_now_us();
+    rt->pings++;
+    for (guint i = 0; i < rt->deployments->len; i++) {
+        deployment *d = rt->deployments->pdata[i];
+        for (guint k = 0; k < d->executors->len; k++)
+            check_health(d->executors->pdata[k], now_us);
+    }
+}
+
+json_t *agent_status(const executor *x)
+{
+    static const char *const states[] = {"starting", "ready", "dying", "down"};
+    const cs_plan_executor *e = &x->deployment->plan->executors[x->entry];
+    json_t *components = json_array();
+    for (size_t i = 0; i < e->n_hosted; i++)
+        json_array_append_new(components, json_string(e->hosted[i].name));
+    json_t *status = json_pack(
+        "{s:s, s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "name", x->name, "model",
+        x->deployment->model, "device", e->device, "state", states[x->state], "components",
+        components, "pid", x->pid, "restarts", (int)x->restarts, "in_flight", (int)x->in_flight,
+        "running", (int)x->load.running, "waiting", (int)x->load.waiting, "kv_blocks_used",
+        (int)x->load.kv_blocks_used, "kv_blocks_total", (int)x->load.kv_blocks_total);
+    if (x->failure)
+        json_object_set_new(status, "failure", json_string(x->failure));
+    return status;
+}

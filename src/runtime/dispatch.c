@@ -1,0 +1,441 @@
+/* The dispatcher: which executor runs which invocation, and what happens when one is lost. */
+#include "base/error.h"
+#include "base/log.h"
+#include "base/os.h"
+#include "runtime/runtime_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* A replica that has a prompt's prefix in its cache is worth waiting behind this many more. */
+#define AFFINITY_SLACK 4
+#define SEEN_BYTES_MAX                                                                             \
+    (4u << 20) /* of one stream: kept for resumption, sent to its next executor */
+
+deployment *dispatch_find(cs_runtime *rt, const char *model)
+{
+    for (guint i = 0; i < rt->deployments->len; i++) {
+        deployment *d = rt->deployments->pdata[i];
+        if (strcmp(d->model, model) == 0)
+            return d;
+    }
+    return NULL;
+}
+
+/* --- choosing --- */
+
+static bool hosts(const cs_plan_executor *e, const char *component)
+{
+    for (size_t i = 0; i < e->n_hosted; i++)
+        if (strcmp(e->hosted[i].name, component) == 0)
+            return true;
+    return false;
+}
+
+static bool takes(const executor *x, const char *component, size_t entry)
+{
+    const cs_plan *plan = x->deployment->plan;
+    if (x->state != EXECUTOR_READY || x->stopping)
+        return false;
+    return entry < plan->n_executors ? x->entry == entry
+                                     : hosts(&plan->executors[x->entry], component);
+}
+
+/* Rendezvous hashing: the same prefix prefers the same replica, whichever others come and go. */
+static uint64_t affinity(const char *prefix, const executor *x)
+{
+    uint64_t hash = cs_hash(CS_HASH_SEED, prefix, strlen(prefix));
+    return cs_hash(hash, x->name, strlen(x->name));
+}
+
+/* The least loaded ready executor that hosts the component: of that entry, or of any for an entry
+ * beyond the last. NULL if there is none. */
+static executor *pick(const deployment *d, const char *component, size_t entry, const char *prefix)
+{
+    executor *least = NULL, *near = NULL;
+    for (guint i = 0; i < d->executors->len; i++) {
+        executor *x = d->executors->pdata[i];
+        if (!takes(x, component, entry))
+            continue;
+        if (!least || x->in_flight < least->in_flight)
+            least = x;
+        if (prefix && (!near || affinity(prefix, x) > affinity(prefix, near)))
+            near = x;
+    }
+    return near && near->in_flight <= least->in_flight + AFFINITY_SLACK ? near : least;
+}
+
+static const cs_plan_hop *find_hop(const cs_plan_path *path, const char *component)
+{
+    for (size_t i = 0; i < path->n_hops; i++)
+        if (strcmp(path->hops[i].component, component) == 0)
+            return &path->hops[i];
+    return NULL;
+}
+
+static bool covers(const cs_plan_path *path, const cs_recording *r)
+{
+    for (guint i = 0; i < r->invocations->len; i++)
+        if (!find_hop(path, cs_recording_invocation(r, i)->unit->name))
+            return false;
+    return true;
+}
+
+/* The route of the request's kind, else the narrowest that has all components of the recording. */
+static size_t find_route(const deployment *d, const cs_recording *r, const char *kind)
+{
+    size_t best = d->plan->n_routes;
+    for (size_t i = 0; i < d->plan->n_routes; i++) {
+        const cs_plan_route *route = &d->plan->routes[i];
+        if (route->n_paths == 0 || !covers(&route->paths[0], r))
+            continue;
+        if (kind && strcmp(route->request_type, kind) == 0)
+            return i;
+        if (best == d->plan->n_routes ||
+            route->paths[0].n_hops < d->plan->routes[best].paths[0].n_hops)
+            best = i;
+    }
+    return best;
+}
+
+/* Smooth weighted round robin: shares are exact over any stretch of requests. */
+static const cs_plan_path *choose_path(deployment *d, size_t route, const cs_recording *r)
+{
+    const cs_plan_route *plan = &d->plan->routes[route];
+    double *credit = d->path_credit[route], total = 0;
+    size_t best = plan->n_paths;
+    for (size_t i = 0; i < plan->n_paths; i++) {
+        if (!covers(&plan->paths[i], r))
+            continue;
+        credit[i] += plan->paths[i].weight;
+        total += plan->paths[i].weight;
+        if (best == plan->n_paths || credit[i] > credit[best])
+            best = i;
+    }
+    if (best == plan->n_paths)
+        return NULL;
+    credit[best] -= total;
+    return &plan->paths[best];
+}
+
+/* Fills in an executor for every invocation; false if one has none that is ready. */
+static bool choose_all(const call *c, deployment *d, const cs_plan_path *path)
+{
+    for (guint i = 0; i < c->recording->invocations->len; i++) {
+        const cs_invocation *invocation = cs_recording_invocation(c->recording, i);
+        const char *component = invocation->unit->name;
+        const char *prefix = json_string_value(json_object_get(invocation->params, "affinity"));
+        const cs_plan_hop *hop = path ? find_hop(path, component) : NULL;
+        executor *x = hop ? pick(d, component, hop->executor, prefix) : NULL;
+        if (!x) /* the plan's choice is down: anyone who can */
+            x = pick(d, component, SIZE_MAX, prefix);
+        if (!x)
+            return false;
+        c->invocations[i].on = x;
+    }
+    return true;
+}
+
+/* --- sending --- */
+
+typedef struct {
+    GPtrArray *owned; /* everything the message points to */
+    Cornserve__Wire__Submit m;
+} submission;
+
+static void *keep(submission *s, void *memory)
+{
+    g_ptr_array_add(s->owned, memory);
+    return memory;
+}
+
+static void fill_inputs(submission *s, const call *c, const cs_invocation *invocation)
+{
+    s->m.n_inputs = invocation->inputs->len;
+    s->m.inputs = keep(s, g_new0(Cornserve__Wire__Input *, s->m.n_inputs + 1));
+    for (size_t i = 0; i < s->m.n_inputs; i++) {
+        const cs_invocation_input *from =
+            &g_array_index(invocation->inputs, cs_invocation_input, i);
+        const cs_forward *f = cs_recording_forward(c->recording, from->forward);
+        const cs_unit *producer = cs_recording_invocation(c->recording, f->producer)->unit;
+        Cornserve__Wire__Input *to = keep(s, g_new(Cornserve__Wire__Input, 1));
+        cornserve__wire__input__init(to);
+        to->name = from->name;
+        to->stream = from->forward;
+        to->place = from->place;
+        to->streamed = producer->outputs[f->output].streamed;
+        s->m.inputs[i] = to;
+    }
+}
+
+static void fill_outputs(submission *s, const call *c, const cs_invocation *invocation)
+{
+    const cs_unit *unit = invocation->unit;
+    s->m.n_outputs = s->m.n_seen_text = unit->n_outputs;
+    s->m.outputs = keep(s, g_new0(Cornserve__Wire__Output *, unit->n_outputs + 1));
+    s->m.seen_text = keep(s, g_new0(ProtobufCBinaryData, unit->n_outputs + 1));
+    for (uint32_t i = 0; i < unit->n_outputs; i++) {
+        uint32_t forward = invocation->first_forward + i;
+        const cs_forward *f = cs_recording_forward(c->recording, forward);
+        const client_stream *seen = &c->streams[forward];
+        Cornserve__Wire__Output *o = keep(s, g_new(Cornserve__Wire__Output, 1));
+        cornserve__wire__output__init(o);
+        o->name = unit->outputs[i].name;
+        o->stream = forward;
+        o->n_consumers = f->n_consumers - f->to_client;
+        o->to_client = f->to_client;
+        o->bytes = f->bytes;
+        s->m.outputs[i] = o;
+        if (seen->data)
+            s->m.seen_text[i] = (ProtobufCBinaryData){seen->data->len, seen->data->data};
+        s->m.seen_units = MAX(s->m.seen_units, seen->units);
+    }
+}
+
+static void send_invocation(call *c, uint32_t index)
+{
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
+    executor *x = c->invocations[index].on;
+    submission s = {.owned = g_ptr_array_new_with_free_func(g_free)};
+    cornserve__wire__submit__init(&s.m);
+    char *params = json_dumps(invocation->params, JSON_COMPACT);
+    s.m.request = c->attempt;
+    s.m.invocation = index;
+    s.m.component = invocation->unit->name;
+    s.m.params = params;
+    s.m.units = invocation->units;
+    s.m.output_units = invocation->output_units;
+    fill_inputs(&s, c, invocation);
+    fill_outputs(&s, c, invocation);
+    cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SUBMIT, .submit = &s.m));
+    g_ptr_array_unref(s.owned);
+    free(params);
+}
+
+static void count_on(call *c, executor *x, int change)
+{
+    int n = GPOINTER_TO_INT(g_hash_table_lookup(x->calls, c)) + change;
+    x->in_flight = (unsigned)((int)x->in_flight + change);
+    if (n > 0)
+        g_hash_table_insert(x->calls, c, GINT_TO_POINTER(n));
+    else
+        g_hash_table_remove(x->calls, c);
+}
+
+static bool send_all(call *c, GError **error)
+{
+    cs_runtime *rt = c->request->runtime;
+    uint64_t attempt = ++rt->last_attempt;
+    if (!cs_sidecar_request_begin(rt->sidecar, attempt, 0, error))
+        return false;
+    c->attempt = attempt;
+    c->attempts++;
+    g_hash_table_insert(rt->attempts, &c->attempt, c);
+    c->n_open = c->recording->invocations->len;
+    for (uint32_t i = 0; i < c->n_open; i++) {
+        c->invocations[i].done = false;
+        count_on(c, c->invocations[i].on, 1);
+    }
+    for (uint32_t i = 0; i < c->recording->invocations->len; i++)
+        send_invocation(c, i);
+    return true;
+}
+
+static void park(call *c)
+{
+    cs_runtime *rt = c->request->runtime;
+    if (!c->parked)
+        c->parked_until_us = cs_now_us() + rt->options.park_us;
+    c->parked = true;
+    if (!g_ptr_array_find(rt->parked, c, NULL))
+        g_ptr_array_add(rt->parked, c);
+}
+
+bool dispatch_call(call *c, GError **error)
+{
+    cs_runtime *rt = c->request->runtime;
+    if (c->recording->invocations->len == 0) /* nothing to do */
+        return true;
+    const cs_unit *unit = cs_recording_invocation(c->recording, 0)->unit;
+    deployment *d = dispatch_find(rt, unit->model);
+    if (!d)
+        return cs_fail(error, CS_ERROR_NOT_FOUND, "model %s is not deployed", unit->model);
+    const char *kind = json_string_value(json_object_get(c->request->input, "kind"));
+    size_t route = find_route(d, c->recording, kind);
+    const cs_plan_path *path = NULL;
+    if (route < d->plan->n_routes)
+        path = choose_path(d, route, c->recording);
+    if (!choose_all(c, d, path)) {
+        park(c);
+        return true;
+    }
+    c->parked = false;
+    return send_all(c, error);
+}
+
+/* --- ends --- */
+
+static void send_cancel(call *c, uint32_t index)
+{
+    executor *x = c->invocations[index].on;
+    Cornserve__Wire__Cancel cancel = CORNSERVE__WIRE__CANCEL__INIT;
+    cancel.request = c->attempt;
+    cancel.invocation = index;
+    if (x->wire)
+        cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_CANCEL, .cancel = &cancel));
+}
+
+void dispatch_stop(call *c)
+{
+    cs_runtime *rt = c->request->runtime;
+    g_ptr_array_remove(rt->parked, c);
+    c->parked = false;
+    if (c->attempt == 0)
+        return;
+    for (uint32_t i = 0; i < c->recording->invocations->len; i++) {
+        if (c->invocations[i].done)
+            continue;
+        send_cancel(c, i);
+        count_on(c, c->invocations[i].on, -1);
+        c->invocations[i].done = true;
+    }
+    cs_sidecar_request_end(rt->sidecar, c->attempt);
+    g_hash_table_remove(rt->attempts, &c->attempt);
+    c->attempt = 0;
+    c->n_open = 0;
+}
+
+/* Runs the call again after something under it was lost. */
+static void run_again(call *c, const char *why)
+{
+    cs_runtime *rt = c->request->runtime;
+    GError *error = NULL;
+    dispatch_stop(c);
+    if (c->attempts >= rt->options.attempts_max) {
+        cs_fail(&error, CS_ERROR_EXECUTOR_LOST, "given up after %u attempts; the last: %s",
+                c->attempts, why);
+        request_call_failed(c, error);
+        return;
+    }
+    rt->counters.retries++;
+    if (!dispatch_call(c, &error))
+        request_call_failed(c, error);
+}
+
+void dispatch_lost(executor *x, const char *why)
+{
+    g_autofree char *reason = g_strdup_printf("%s: %s", x->name, why);
+    g_autoptr(GList) calls = g_hash_table_get_keys(x->calls);
+    for (GList *l = calls; l; l = l->next)
+        if (g_hash_table_contains(x->calls, l->data)) /* another's failure may have ended it */
+            run_again(l->data, reason);
+}
+
+/* Calls that wait for an executor, oldest first. */
+void dispatch_parked(cs_runtime *rt)
+{
+    int64_t now_us = cs_now_us();
+    g_autoptr(GPtrArray) waiting = g_ptr_array_new();
+    for (guint i = 0; i < rt->parked->len; i++)
+        g_ptr_array_add(waiting, rt->parked->pdata[i]);
+    for (guint i = 0; i < waiting->len; i++) {
+        call *c = waiting->pdata[i];
+        GError *error = NULL;
+        if (!g_ptr_array_find(rt->parked, c, NULL))
+            continue; /* gone with its request, which another call failed */
+        if (dispatch_call(c, &error)) {
+            if (!c->parked)
+                g_ptr_array_remove(rt->parked, c);
+            else if (now_us > c->parked_until_us)
+                cs_fail(&error, CS_ERROR_EXECUTOR_LOST, "no executor was ready in time");
+        }
+        if (error)
+            request_call_failed(c, error);
+    }
+}
+
+/* --- what executors say --- */
+
+static void on_piece(executor *x, const Cornserve__Wire__Piece *p)
+{
+    call *c = g_hash_table_lookup(x->runtime->attempts, &p->request);
+    if (!c) /* of an attempt that is over */
+        return;
+    if (p->invocation >= c->recording->invocations->len || c->invocations[p->invocation].on != x ||
+        c->invocations[p->invocation].done) {
+        agent_kill(x, "answered for an invocation that is not its own");
+        return;
+    }
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, p->invocation);
+    uint32_t forward = invocation->first_forward + p->output;
+    if (p->output >= invocation->unit->n_outputs ||
+        !cs_recording_forward(c->recording, forward)->to_client) {
+        agent_kill(x, "sent a piece of an output that nobody asked for");
+        return;
+    }
+    client_stream *seen = &c->streams[forward];
+    if (invocation->unit->kind == CS_UNIT_LLM) {
+        if (!seen->data)
+            seen->data = g_byte_array_new();
+        if (seen->data->len + p->data.len <= SEEN_BYTES_MAX)
+            g_byte_array_append(seen->data, p->data.data, (guint)p->data.len);
+    }
+    seen->units += p->units;
+    request_piece(c, forward, p->data.data, p->data.len, p->units);
+}
+
+static bool may_run_again(int code)
+{
+    return code == CS_ERROR_SESSION_LOST || code == CS_ERROR_EXECUTOR_LOST ||
+           code == CS_ERROR_NODE_LOST;
+}
+
+static void on_failed(call *c, const Cornserve__Wire__Done *d)
+{
+    int code = d->code >= 0 && d->code <= CS_ERROR_NODE_LOST ? d->code : CS_ERROR_FAILED;
+    if (may_run_again(code))
+        run_again(c, d->message);
+    else
+        request_call_failed(c, g_error_new_literal(CS_ERROR, code, d->message));
+}
+
+static void on_finished(call *c, uint32_t index)
+{
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
+    cs_runtime_request *r = c->request;
+    for (uint32_t i = 0; i < invocation->unit->n_outputs; i++)
+        if (cs_recording_forward(c->recording, invocation->first_forward + i)->to_client)
+            request_stream_end(c, invocation->first_forward + i);
+    if (c->n_open == 0)
+        dispatch_stop(c);
+    request_progress(r);
+}
+
+static void on_done(executor *x, const Cornserve__Wire__Done *d)
+{
+    call *c = g_hash_table_lookup(x->runtime->attempts, &d->request);
+    if (!c)
+        return;
+    if (d->invocation >= c->recording->invocations->len || c->invocations[d->invocation].on != x ||
+        c->invocations[d->invocation].done) {
+        agent_kill(x, "ended an invocation that is not its own");
+        return;
+    }
+    c->invocations[d->invocation].done = true;
+    c->n_open--;
+    count_on(c, x, -1);
+    if (d->code == -1)
+        on_finished(c, d->invocation);
+    else
+        on_failed(c, d);
+}
+
+void dispatch_step(executor *x, const Cornserve__Wire__Step *step)
+{
+    for (size_t i = 0; i < step->n_pieces && x->state == EXECUTOR_READY; i++)
+        on_piece(x, step->pieces[i]);
+    request_step_dirty(x->runtime); /* before the ends that would find their data unread */
+    for (size_t i = 0; i < step->n_done && x->state == EXECUTOR_READY; i++)
+        on_done(x, step->done[i]);
+    request_step_dirty(x->runtime);
+}

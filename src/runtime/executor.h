@@ -1,0 +1,84 @@
+/* The executor: a child process that does the work of one or several components.
+ *
+ *     gateway <--- frames (wire.h) ---> executor: loop thread: jobs, kind
+ *     sidecar <--- chunks ------------>     doorbell thread: wakes the loop
+ *
+ * What does the work is a kind, a table of functions; the host keeps jobs, opens their streams, and
+ * sends what they make: everything of one round of the loop leaves in one Step. All functions run
+ * on the loop's thread; a kind with threads of its own comes back by cs_loop_post.
+ *
+ * A job ends by cs_executor_done, once, also after cancel. */
+#ifndef CS_RUNTIME_EXECUTOR_H
+#define CS_RUNTIME_EXECUTOR_H
+
+#include "runtime/wire.h"
+#include "sidecar/sidecar.h"
+
+#include <jansson.h>
+
+typedef struct cs_executor cs_executor;
+
+typedef struct {
+    char *name;
+    bool streamed;
+    cs_receiver *receiver;
+} cs_job_input;
+
+typedef struct {
+    char *name;
+    bool to_client;
+    double bytes;
+    cs_sender *sender; /* NULL: nobody reads it in the sidecar */
+    bool ended;
+    GBytes *seen; /* resumption: what the client has of it; NULL: nothing */
+} cs_job_output;
+
+typedef struct {
+    cs_executor *host;
+    uint64_t request;
+    uint32_t invocation;
+    char *component;
+    json_t *params;
+    double units, output_units;
+    cs_job_input *inputs;
+    uint32_t n_inputs;
+    cs_job_output *outputs;
+    uint32_t n_outputs;
+    uint32_t seen_units; /* resumption: of the client's output */
+    bool cancelled;
+    void *data; /* the kind's */
+} cs_job;
+
+typedef struct {
+    const char *name;
+    /* NULL and *error: the executor fails to start. */
+    void *(*open)(cs_executor *host, const json_t *config, char **components, GError **error);
+    /* False and *error: the job is done with it. */
+    bool (*submit)(void *kind, cs_job *job, GError **error);
+    /* The job is to end within one step; cs_executor_done still comes, now or later. */
+    void (*cancel)(void *kind, cs_job *job);
+    void (*doorbell)(void *kind); /* something may have arrived in the sidecar; may be NULL */
+    void (*load)(void *kind, Cornserve__Wire__Load *load);
+    void (*close)(void *kind);
+} cs_executor_kind;
+
+/* Where the agent leaves the two descriptors of a new process. */
+#define CS_EXECUTOR_CONTROL_FD 3
+#define CS_EXECUTOR_SIDECAR_FD 4
+
+/* The body of the process. Takes the connection to the gateway and the sidecar's segment over, and
+ * returns its exit status when the gateway is gone or has drained it. */
+int cs_executor_main(int control_fd, int sidecar_fd);
+
+cs_loop *cs_executor_loop(cs_executor *host);
+
+/* A piece of a client output, put into this round's Step. units: tokens or samples. */
+void cs_executor_piece(cs_job *job, uint32_t output, const void *data, size_t size_bytes,
+                       uint32_t units);
+/* Ends the job and its streams (with the error, if any), and frees it. Takes the error. */
+void cs_executor_done(cs_job *job, GError *error);
+
+/* Kinds, one file each. */
+extern const cs_executor_kind cs_executor_emu, cs_executor_openai;
+
+#endif
