@@ -1,16 +1,19 @@
 /* The thinker of the golden checkpoint in the LLM engine: a batch of one = a batch of sixteen mixed
  * requests, chunked = whole prefill, preempted = not, prefix cache on = off, resumed =
- * uninterrupted, prefill and decode apart = together: the same greedy tokens and, bit for bit, the
- * same log-probabilities. In f32 and in bf16, on every instruction set of this CPU that the
- * argument list names.
+ * uninterrupted, prefill and decode apart = together, beside encoders on its device = alone: the
+ * same greedy tokens and, bit for bit, the same log-probabilities. In f32 and in bf16, on every
+ * instruction set of this CPU that the argument list names.
  *
  * Prompts and positions are those of the golden requests. In place of encoders' outputs stand
  * random embeddings: what an encoder gives is not the matter here.
  */
 #include "base/error.h"
+#include "engine/encoder_engine.h"
 #include "engine/llm_engine.h"
 #include "golden/golden.h"
+#include "models/qwen2_5_omni/audio.h"
 #include "models/qwen2_5_omni/decoder.h"
+#include "models/qwen2_5_omni/vision.h"
 
 #include <pthread.h>
 
@@ -319,6 +322,114 @@ static void check_split(model *m, const answer *alone)
     g_free(answers);
 }
 
+/* ---- Beside encoders ---- */
+
+enum { N_ENCODERS = 2, N_ITEMS = 3, N_JOBS = 24 };
+
+typedef struct {
+    cs_encoder *encoder;
+    cs_encoder_item items[N_ITEMS];
+    float *inputs[N_ITEMS];
+    cs_shared_tensor *alone[N_ITEMS];
+    gint n_done;
+} encoder_load;
+
+typedef struct {
+    encoder_load *load;
+    uint32_t item;
+} encoder_ticket;
+
+static void on_encoded(void *user, cs_shared_tensor *output, const GError *error)
+{
+    const encoder_ticket *t = user;
+    const cs_tensor *expected = &t->load->alone[t->item]->t;
+    g_assert_no_error(error);
+    g_assert_cmpmem(output->t.data, (size_t)(output->t.rows * output->t.cols) * sizeof(float),
+                    expected->data, (size_t)(expected->rows * expected->cols) * sizeof(float));
+    g_atomic_int_inc(&t->load->n_done);
+}
+
+static void set_item(encoder_load *load, uint32_t i, int64_t rows, int64_t cols,
+                     const int32_t grid[3])
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed((guint32)(rows * 100 + cols));
+    g_autoptr(GError) error = NULL;
+    load->inputs[i] = g_new(float, rows *cols);
+    for (int64_t j = 0; j < rows * cols; j++)
+        load->inputs[i][j] = (float)g_rand_double_range(rand, -1.5, 1.5);
+    load->items[i] =
+        (cs_encoder_item){.input = cs_tensor_view(load->inputs[i], CS_DTYPE_F32, rows, cols),
+                          .grid = {grid[0], grid[1], grid[2]}};
+    load->encoder->ops->forward(load->encoder, 1, &load->items[i], &load->alone[i], &error);
+    g_assert_no_error(error);
+}
+
+static void open_loads(model *m, encoder_load loads[N_ENCODERS])
+{
+    static const int32_t grids[N_ITEMS][3] = {{1, 8, 12}, {2, 4, 6}, {1, 20, 14}};
+    const cs_qwen2_5_omni_vision_config *v = &m->config.vision;
+    g_autoptr(GError) error = NULL;
+    cs_loader loader = {
+        .checkpoint = m->checkpoint, .parameters = m->parameters, .dtype = m->dtype};
+    loads[0].encoder = cs_qwen2_5_omni_vision_load(&loader, m->compute, v, "thinker.visual");
+    loads[1].encoder =
+        cs_qwen2_5_omni_audio_load(&loader, m->compute, &m->config.audio, "thinker.audio_tower");
+    cs_loader_finish(&loader, &error);
+    g_assert_no_error(error);
+    int64_t patch = v->in_channels * v->temporal_patch_size * v->patch_size * v->patch_size;
+    for (uint32_t i = 0; i < N_ITEMS; i++) {
+        const int32_t *g = grids[i];
+        set_item(&loads[0], i, (int64_t)g[0] * g[1] * g[2], patch, g);
+        set_item(&loads[1], i, 120 + 150 * i, m->config.audio.n_mels, (const int32_t[3]){0});
+    }
+}
+
+static cs_encoder_engine *submit_load(encoder_load *load, encoder_ticket *tickets, cs_turn *turn,
+                                      cs_turn *batches)
+{
+    g_autoptr(GError) error = NULL;
+    cs_encoder_engine_options options = {.turn = turn, .batches = batches, .max_batch_cost = 300};
+    cs_encoder_engine *engine = cs_encoder_engine_new(load->encoder, &options, &error);
+    g_assert_no_error(error);
+    for (uint32_t i = 0; i < N_JOBS; i++) {
+        tickets[i] = (encoder_ticket){load, i % N_ITEMS};
+        cs_encoder_job_options job = {
+            .input.item = load->items[i % N_ITEMS], .on_done = on_encoded, .user = &tickets[i]};
+        cs_encoder_job *handle = cs_encoder_engine_submit(engine, &job, &error);
+        g_assert_no_error(error);
+        cs_encoder_job_release(handle);
+    }
+    return engine;
+}
+
+/* The engines take turns on one device, between the encoders' layers too: nobody's activations are
+ * touched by the others. */
+static void check_colocated(model *m, const answer *alone)
+{
+    g_autoptr(cs_turn) turn = cs_turn_new(), batches = cs_turn_new();
+    encoder_load loads[N_ENCODERS] = {0};
+    encoder_ticket tickets[N_ENCODERS][N_JOBS];
+    cs_encoder_engine *encoders[N_ENCODERS];
+    answer *answers = g_new0(answer, N_REQUESTS);
+    open_loads(m, loads);
+    cs_llm_engine *engine = model_engine(m, 512, (cs_llm_engine_options){.turn = turn});
+    for (int e = 0; e < N_ENCODERS; e++)
+        encoders[e] = submit_load(&loads[e], tickets[e], turn, batches);
+    run(engine, N_REQUESTS, N_REQUESTS, answers);
+    assert_equal(answers, alone, "beside encoders");
+    for (int e = 0; e < N_ENCODERS; e++) {
+        while (g_atomic_int_get(&loads[e].n_done) < N_JOBS)
+            g_usleep(1000);
+        cs_encoder_engine_free(encoders[e]);
+        for (uint32_t i = 0; i < N_ITEMS; i++) {
+            cs_shared_tensor_unref(loads[e].alone[i]);
+            g_free(loads[e].inputs[i]);
+        }
+    }
+    cs_llm_engine_free(engine);
+    g_free(answers);
+}
+
 static void check_dtype(cs_dtype dtype)
 {
     model m;
@@ -338,6 +449,7 @@ static void check_dtype(cs_dtype dtype)
         check_variant(&m, &variants[i], alone);
     check_resumed(&m, alone);
     check_split(&m, alone);
+    check_colocated(&m, alone);
     g_free(alone);
     model_close(&m);
 }
