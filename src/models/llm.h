@@ -15,7 +15,7 @@
 #define CS_LLM_BLOCK_TOKENS 32
 
 /* Rows [row, row + n) of a batch take their embeddings from a tensor instead of the embedding
- * table. */
+ * table (or, in a talker, beside it). */
 typedef struct {
     uint32_t row;
     uint32_t n;

@@ -115,6 +115,31 @@ const cs_weight *cs_load_flat(cs_loader *loader, const char *scope, const char *
     return weight;
 }
 
+float *cs_load_values(cs_loader *loader, const char *scope, const char *name, uint32_t n_dims,
+                      const int64_t *shape)
+{
+    const cs_checkpoint_tensor *t = find(loader, scope, name, n_dims, shape);
+    if (!t)
+        return NULL;
+    size_t n = t->size_bytes / cs_dtype_size_bytes(t->dtype);
+    float *values = g_try_new(float, n);
+    if (!values) {
+        cs_fail(&loader->error, CS_ERROR_FAILED, "no memory for %zu values of weights", n);
+        return NULL;
+    }
+    cs_convert_to_f32((int64_t)n, values, t->data, t->dtype);
+    done_with(loader, t);
+    return values;
+}
+
+const cs_weight *cs_load_packed(cs_loader *loader, const float *values, int64_t rows, int64_t cols)
+{
+    if (loader->error)
+        return NULL;
+    return cs_parameters_matrix(loader->parameters, loader->dtype, cols, 1,
+                                &(cs_weight_part){values, CS_DTYPE_F32, rows}, &loader->error);
+}
+
 cs_tensor cs_load_vector(cs_loader *loader, const char *scope, const char *name, int64_t n)
 {
     return cs_load_bias(loader, scope, 1, &(cs_loader_part){name, n}, false);

@@ -45,6 +45,13 @@ const cs_weight *cs_load_convolution(cs_loader *loader, const char *scope, const
 const cs_weight *cs_load_flat(cs_loader *loader, const char *scope, const char *name,
                               uint32_t n_dims, const int64_t *shape);
 
+/* The f32 values of a tensor on the host, for weights that are rearranged or computed with before
+ * they are packed; g_free. NULL after a fault. */
+float *cs_load_values(cs_loader *loader, const char *scope, const char *name, uint32_t n_dims,
+                      const int64_t *shape);
+/* Packs host values [rows, cols]. */
+const cs_weight *cs_load_packed(cs_loader *loader, const float *values, int64_t rows, int64_t cols);
+
 /* f32 [1, n]. */
 cs_tensor cs_load_vector(cs_loader *loader, const char *scope, const char *name, int64_t n);
 /* f32 [1, sum of rows], or with stacked = true [n_parts, rows]. */

@@ -328,12 +328,62 @@ void cs_op_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table,
 }
 
 void cs_op_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
-                  int32_t stride, int32_t pad)
+                  int32_t stride, int32_t pad, int32_t dilation)
 {
     g_assert(y->cols == kernel * x->cols && x->dtype == CS_DTYPE_F32 && is_float(y));
     g_assert(y->rows == 0 || (y->rows - 1) * stride - pad < x->rows);
     if (!compute->fault)
-        compute->backend->im2col(compute, y, x, kernel, stride, pad);
+        compute->backend->im2col(compute, y, x, kernel, stride, pad, dilation);
+}
+
+void cs_op_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
+                  int32_t stride, int32_t pad)
+{
+    g_assert(x->cols == kernel * y->cols && x->dtype == CS_DTYPE_F32 && y->dtype == CS_DTYPE_F32);
+    if (!compute->fault)
+        compute->backend->col2im(compute, y, x, kernel, stride, pad);
+}
+
+void cs_op_blend(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b)
+{
+    g_assert(same_shape(y, x) && y->dtype == CS_DTYPE_F32 && x->dtype == CS_DTYPE_F32);
+    if (!compute->fault)
+        compute->backend->blend(compute, y, a, x, b);
+}
+
+static bool covers(const cs_segments *segments, const cs_tensor *rows, const cs_tensor *values)
+{
+    return segments->starts[0] == 0 && segments->starts[segments->n] == rows->rows &&
+           values->rows == segments->n && values->cols == rows->cols;
+}
+
+void cs_op_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                          const cs_tensor *scale, const cs_tensor *shift,
+                          const cs_segments *segments, float epsilon)
+{
+    g_assert(same_shape(y, x) && x->dtype == CS_DTYPE_F32 && is_float(y));
+    g_assert(covers(segments, x, scale) && covers(segments, x, shift));
+    if (!compute->fault)
+        compute->backend->modulated_norm(compute, y, x, scale, shift, segments, epsilon);
+}
+
+void cs_op_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                     const cs_tensor *gate, const cs_segments *segments)
+{
+    g_assert(same_shape(y, x) && y->dtype == CS_DTYPE_F32 && x->dtype == CS_DTYPE_F32);
+    g_assert(covers(segments, x, gate));
+    if (!compute->fault)
+        compute->backend->add_gated(compute, y, x, gate, segments);
+}
+
+void cs_op_snake(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                 const cs_tensor *alpha, const cs_tensor *inverse_beta,
+                 const float filter[CS_SNAKE_TAPS])
+{
+    g_assert(same_shape(y, x) && y->dtype == CS_DTYPE_F32 && x->dtype == CS_DTYPE_F32);
+    g_assert(alpha->cols == x->cols && inverse_beta->cols == x->cols && y->data != x->data);
+    if (!compute->fault && x->rows > 0)
+        compute->backend->snake(compute, y, x, alpha, inverse_beta, filter);
 }
 
 void cs_op_mean_rows(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t n)

@@ -149,18 +149,54 @@ void cs_op_gather(cs_compute *compute, const cs_tensor *y, const cs_tensor *tabl
  * et al. 2021, half-split form). */
 void cs_op_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table, int64_t head_dim);
 
-/* y [n_out, kernel * channels]: row i holds x rows i * stride - pad ... + kernel - 1, zeros
- * outside. With a weight laid out [outputs, kernel, channels], cs_op_linear of it is a
+/* y [n_out, kernel * channels]: row i holds x rows i * stride - pad + j * dilation for j < kernel,
+ * zeros outside. With a weight laid out [outputs, kernel, channels], cs_op_linear of it is a
  * one-dimensional convolution. */
 void cs_op_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
+                  int32_t stride, int32_t pad, int32_t dilation);
+
+/* The reverse: y [n_out, channels], where row i of x [n, kernel * channels] is added to y rows
+ * i * stride - pad + j for j < kernel; what falls outside is dropped. With cs_op_linear before it,
+ * a transposed one-dimensional convolution. */
+void cs_op_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
                   int32_t stride, int32_t pad);
+
+/* y = a y + b x. Where a is 0, y's contents do not matter. */
+void cs_op_blend(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b);
+
+/* Rows in segments, each with its own modulation: segment i is rows [starts[i], starts[i + 1]). */
+typedef struct {
+    uint32_t n;
+    const int32_t *starts; /* [n + 1], host memory */
+} cs_segments;
+
+/* y = (x - mean) / sqrt(variance + epsilon) * (1 + scale[segment]) + shift[segment], row by row
+ * (adaptive layer norm, Peebles and Xie 2022). scale, shift [segments, cols]; y f32 or bf16. */
+void cs_op_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                          const cs_tensor *scale, const cs_tensor *shift,
+                          const cs_segments *segments, float epsilon);
+
+/* y += gate[segment] * x. */
+void cs_op_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                     const cs_tensor *gate, const cs_segments *segments);
+
+/* Taps of the filter around cs_op_snake. */
+#define CS_SNAKE_TAPS 12
+
+/* BigVGAN's anti-aliased activation (Lee et al. 2022) along rows: x at twice the rate through
+ * `filter`, then x + inverse_beta * sin(alpha x)^2 in each column, then back to x's rate through
+ * the filter. Beyond its ends x, and what is made of it, goes on with its first and last row.
+ * alpha, inverse_beta [1, cols]; filter in host memory. */
+void cs_op_snake(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                 const cs_tensor *alpha, const cs_tensor *inverse_beta,
+                 const float filter[CS_SNAKE_TAPS]);
 
 /* y[i] = mean of x[i * n ... i * n + n - 1]. */
 void cs_op_mean_rows(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t n);
 
-/* Attention inside segments of rows, without a mask: out = softmax(q k^T * scale) v per head, where
- * segment i is rows [starts[i], starts[i + 1]). q, k, v, out [n, heads * head_dim]; out f32 or
- * bf16; `dtype` (f32 or bf16) is the precision of the products. */
+/* Attention inside segments of rows, of the whole segment or of nearby blocks: out = softmax(q k^T
+ * * scale) v per head, where segment i is rows [starts[i], starts[i + 1]). q, k, v, out [n, heads *
+ * head_dim]; out f32 or bf16; `dtype` (f32 or bf16) is the precision of the products. */
 typedef struct {
     int64_t n_heads;
     int64_t head_dim;
@@ -168,6 +204,11 @@ typedef struct {
     cs_dtype dtype;
     uint32_t n_segments;
     const int32_t *starts; /* [n_segments + 1], host memory */
+    /* Rows of a segment in blocks of this size: a row sees its own block, `blocks_before` before it
+     * and `blocks_after` after it. 0: all of the segment. */
+    int64_t block_rows;
+    int64_t blocks_before;
+    int64_t blocks_after;
 } cs_segment_attention;
 
 void cs_op_attention_segments(cs_compute *compute, const cs_tensor *out, const cs_tensor *q,

@@ -40,7 +40,17 @@ typedef struct {
                    const int32_t *ids);
     void (*rope)(cs_compute *compute, const cs_tensor *x, const cs_tensor *table, int64_t head_dim);
     void (*im2col)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
+                   int32_t stride, int32_t pad, int32_t dilation);
+    void (*col2im)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
                    int32_t stride, int32_t pad);
+    void (*blend)(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b);
+    void (*modulated_norm)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                           const cs_tensor *scale, const cs_tensor *shift,
+                           const cs_segments *segments, float epsilon);
+    void (*add_gated)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                      const cs_tensor *gate, const cs_segments *segments);
+    void (*snake)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                  const cs_tensor *alpha, const cs_tensor *inverse_beta, const float *filter);
     void (*mean_rows)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t n);
     void (*attention_segments)(cs_compute *compute, const cs_tensor *out, const cs_tensor *q,
                                const cs_tensor *k, const cs_tensor *v,

@@ -15,7 +15,8 @@
 static const double LIMIT_F32 = 3e-6;
 static const double LIMIT_BF16_SUM = 3e-6;      /* exact inputs, f32 sums */
 static const double LIMIT_BF16_OUTPUT = 4.5e-3; /* outputs rounded to bf16 */
-static const double LIMIT_ATTENTION_BF16 = 1.2e-2; /* scaled queries and probabilities rounded to bf16 */
+static const double LIMIT_ATTENTION_BF16 =
+    1.2e-2; /* scaled queries and probabilities rounded to bf16 */
 
 static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
@@ -346,7 +347,7 @@ static void test_moves(const void *data)
     for (int stride = 1; stride <= 2; stride++) {
         int64_t out = (ROWS + 2 - KERNEL) / stride + 1;
         cs_tensor columns = cs_compute_scratch(f->c, CS_DTYPE_F32, out, KERNEL * C);
-        cs_op_im2col(f->c, &columns, &tx, KERNEL, stride, 1);
+        cs_op_im2col(f->c, &columns, &tx, KERNEL, stride, 1, 1);
         g_autofree float *y = download(f->c, &columns);
         for (int64_t i = 0; i < out * KERNEL * C; i++) {
             int64_t source = i / (KERNEL * C) * stride - 1 + i % (KERNEL * C) / C;
@@ -519,6 +520,212 @@ static void test_attention_paged(const void *data)
     cs_compute_release(f->c, 0);
 }
 
+/* Attention to nearby blocks of a segment: each row by itself over the keys it may see. */
+static void test_attention_blocks(const void *data)
+{
+    const fixture *f = data;
+    static const int32_t starts[] = {0, 5, 5, 150, 400};
+    enum { SEGMENTS = 4, N = 400, HEADS = 2, DIM = 20, COLS = HEADS * DIM };
+    static const int64_t shapes[][3] = {
+        {14, 0, 0}, {14, 1, 0}, {24, 0, 1}, {24, 2, 1}, {300, 1, 0}};
+    g_autofree float *q = random_floats(N * COLS), *k = random_floats(N * COLS),
+                     *v = random_floats(N * COLS);
+    g_autofree double *expected = g_new(double, N *COLS);
+    for (size_t s = 0; s < G_N_ELEMENTS(shapes); s++) {
+        int64_t block = shapes[s][0], before = shapes[s][1], after = shapes[s][2];
+        for (int i = 0; i < SEGMENTS; i++)
+            for (int64_t row = starts[i]; row < starts[i + 1]; row++) {
+                int64_t own = (row - starts[i]) / block;
+                int64_t first = starts[i] + MAX(0, own - before) * block;
+                int64_t end = MIN((int64_t)starts[i + 1], starts[i] + (own + after + 1) * block);
+                for (int64_t h = 0; h < HEADS; h++)
+                    attend(DIM, end - first, q + row * COLS + h * DIM, k + first * COLS + h * DIM,
+                           v + first * COLS + h * DIM, COLS, 0.5, expected + row * COLS + h * DIM);
+            }
+        cs_tensor tq = upload(f->c, q, N, COLS), tk = upload(f->c, k, N, COLS),
+                  tv = upload(f->c, v, N, COLS);
+        cs_tensor out = cs_compute_scratch(f->c, CS_DTYPE_F32, N, COLS);
+        cs_segment_attention options = {.n_heads = HEADS,
+                                        .head_dim = DIM,
+                                        .scale = 0.5f,
+                                        .dtype = f->dtype,
+                                        .n_segments = SEGMENTS,
+                                        .starts = starts,
+                                        .block_rows = block,
+                                        .blocks_before = before,
+                                        .blocks_after = after};
+        cs_op_attention_segments(f->c, &out, &tq, &tk, &tv, &options);
+        g_autofree float *y = download(f->c, &out);
+        g_assert_cmpfloat(error_of(N * COLS, y, expected), <,
+                          f->dtype == CS_DTYPE_F32 ? LIMIT_F32 : LIMIT_ATTENTION_BF16);
+
+        /* The last segment alone gives the same bits. */
+        static const int32_t alone[] = {0, 250};
+        options.n_segments = 1;
+        options.starts = alone;
+        tq = cs_tensor_rows(&tq, 150, 250);
+        tk = cs_tensor_rows(&tk, 150, 250);
+        tv = cs_tensor_rows(&tv, 150, 250);
+        cs_tensor one = cs_compute_scratch(f->c, CS_DTYPE_F32, 250, COLS);
+        cs_op_attention_segments(f->c, &one, &tq, &tk, &tv, &options);
+        g_autofree float *z = download(f->c, &one);
+        g_assert_cmpmem(z, 250 * COLS * sizeof *z, y + 150 * COLS, 250 * COLS * sizeof *y);
+        cs_compute_release(f->c, 0);
+    }
+}
+
+/* ---- convolutions, modulations, the vocoder's activation ---- */
+
+static void test_convolutions(const void *data)
+{
+    const fixture *f = data;
+    enum { ROWS = 29, C = 5 };
+    static const int32_t shapes[][3] = {/* kernel, stride, pad */
+                                        {3, 1, 1},
+                                        {7, 3, 2},
+                                        {11, 5, 3},
+                                        {4, 2, 1},
+                                        {2, 5, 0}};
+    for (size_t s = 0; s < G_N_ELEMENTS(shapes); s++) {
+        int32_t kernel = shapes[s][0], stride = shapes[s][1], pad = shapes[s][2];
+        int64_t n = (ROWS - 1) * stride - 2 * pad + kernel;
+        g_autofree float *x = random_floats(ROWS * kernel * C);
+        g_autofree double *expected = g_new0(double, n *C);
+        for (int64_t i = 0; i < ROWS; i++)
+            for (int64_t j = 0; j < kernel; j++)
+                for (int64_t c = 0; c < C; c++) {
+                    int64_t row = i * stride - pad + j;
+                    if (row >= 0 && row < n)
+                        expected[row * C + c] += x[(i * kernel + j) * C + c];
+                }
+        cs_tensor tx = upload(f->c, x, ROWS, kernel * C),
+                  ty = cs_compute_scratch(f->c, CS_DTYPE_F32, n, C);
+        cs_op_col2im(f->c, &ty, &tx, kernel, stride, pad);
+        g_autofree float *y = download(f->c, &ty);
+        g_assert_cmpfloat(error_of(n * C, y, expected), <, LIMIT_F32);
+        cs_compute_release(f->c, 0);
+    }
+    g_autofree float *x = random_floats(ROWS * C);
+    cs_tensor tx = upload(f->c, x, ROWS, C),
+              columns = cs_compute_scratch(f->c, CS_DTYPE_F32, ROWS, 3 * C);
+    cs_op_im2col(f->c, &columns, &tx, 3, 1, 5, 5);
+    g_autofree float *y = download(f->c, &columns);
+    for (int64_t i = 0; i < ROWS * 3 * C; i++) {
+        int64_t source = i / (3 * C) - 5 + i % (3 * C) / C * 5;
+        g_assert_cmpfloat(y[i], ==, source < 0 || source >= ROWS ? 0.0f : x[source * C + i % C]);
+    }
+    cs_compute_release(f->c, 0);
+}
+
+static void test_modulations(const void *data)
+{
+    const fixture *f = data;
+    static const int32_t starts[] = {0, 3, 3, 17, 40};
+    enum { SEGMENTS = 4, M = 40 };
+    static const int64_t widths[] = {5, 16, 130};
+    const cs_segments segments = {SEGMENTS, starts};
+    for (size_t w = 0; w < G_N_ELEMENTS(widths); w++) {
+        int64_t n = widths[w];
+        g_autofree float *x = random_floats(M * n), *y0 = random_floats(M * n);
+        g_autofree float *scale = random_floats(SEGMENTS * n), *shift = random_floats(SEGMENTS * n);
+        g_autofree double *norm = g_new(double, M *n), *sum = g_new(double, M *n),
+                          *blend = g_new(double, M *n);
+        for (int64_t i = 0, s = 0; i < M; i++) {
+            while (starts[s + 1] <= i)
+                s++;
+            double mean = 0, variance = 0;
+            for (int64_t j = 0; j < n; j++)
+                mean += x[i * n + j] / (double)n;
+            for (int64_t j = 0; j < n; j++)
+                variance += (x[i * n + j] - mean) * (x[i * n + j] - mean) / (double)n;
+            for (int64_t j = 0; j < n; j++) {
+                int64_t at = i * n + j, m = s * n + j;
+                norm[at] = (x[at] - mean) / sqrt(variance + 1e-6) * (1 + scale[m]) + shift[m];
+                sum[at] = y0[at] + (double)scale[m] * x[at];
+                blend[at] = -0.5 * y0[at] + 1.25 * x[at];
+            }
+        }
+        cs_tensor tx = upload(f->c, x, M, n), ty = upload(f->c, y0, M, n);
+        cs_tensor tscale = upload(f->c, scale, SEGMENTS, n),
+                  tshift = upload(f->c, shift, SEGMENTS, n);
+        for (int half = 0; half < 2; half++) {
+            cs_tensor tn = cs_compute_scratch(f->c, half ? CS_DTYPE_BF16 : CS_DTYPE_F32, M, n);
+            cs_op_modulated_norm(f->c, &tn, &tx, &tscale, &tshift, &segments, 1e-6f);
+            g_autofree float *y = download(f->c, &tn);
+            g_assert_cmpfloat(error_of(M * n, y, norm), <, half ? LIMIT_BF16_OUTPUT : LIMIT_F32);
+        }
+        cs_op_add_gated(f->c, &ty, &tx, &tscale, &segments);
+        g_autofree float *gated = download(f->c, &ty);
+        g_assert_cmpfloat(error_of(M * n, gated, sum), <, LIMIT_F32);
+        ty = upload(f->c, y0, M, n);
+        cs_op_blend(f->c, &ty, -0.5f, &tx, 1.25f);
+        g_autofree float *blended = download(f->c, &ty);
+        g_assert_cmpfloat(error_of(M * n, blended, blend), <, LIMIT_F32);
+
+        /* What stood there before does not matter under a factor of 0. */
+        g_autofree float *nans = g_new(float, M *n);
+        for (int64_t i = 0; i < M * n; i++)
+            nans[i] = NAN;
+        ty = upload(f->c, nans, M, n);
+        cs_op_blend(f->c, &ty, 0, &tx, 1);
+        g_autofree float *copied = download(f->c, &ty);
+        g_assert_cmpmem(copied, (size_t)(M * n) * sizeof *copied, x, (size_t)(M * n) * sizeof *x);
+        cs_compute_release(f->c, 0);
+    }
+}
+
+static int64_t clamp_index(int64_t i, int64_t n)
+{
+    return CLAMP(i, 0, n - 1);
+}
+
+/* One channel by the definition: doubled rate, activation, halved rate. */
+static void snake_channel(int64_t n, int64_t stride, const float *x, double alpha, double inverse,
+                          const float *filter, double *y)
+{
+    g_autofree double *fine = g_new0(double, 2 * n);
+    for (int64_t i = 0; i < 2 * n; i++) {
+        for (int64_t q = -8; q < n + 8; q++)
+            if (i + 5 - 2 * q >= 0 && i + 5 - 2 * q < CS_SNAKE_TAPS)
+                fine[i] += 2 * x[clamp_index(q, n) * stride] * filter[i + 5 - 2 * q];
+        fine[i] += inverse * pow(sin(alpha * fine[i]), 2);
+    }
+    for (int64_t t = 0; t < n; t++) {
+        y[t * stride] = 0;
+        for (int64_t j = 0; j < CS_SNAKE_TAPS; j++)
+            y[t * stride] += filter[j] * fine[clamp_index(2 * t - 5 + j, 2 * n)];
+    }
+}
+
+static void test_snake(const void *data)
+{
+    const fixture *f = data;
+    static const int64_t shapes[][2] = {{1, 1}, {2, 24}, {7, 16}, {100, 4}, {2000, 20}, {40, 768}};
+    for (size_t s = 0; s < G_N_ELEMENTS(shapes); s++) {
+        int64_t n = shapes[s][0], c = shapes[s][1];
+        g_autofree float *x = random_floats(n * c), *filter = random_floats(CS_SNAKE_TAPS);
+        g_autofree float *alpha = random_floats(c), *inverse = random_floats(c);
+        g_autofree double *expected = g_new(double, n *c);
+        for (int64_t i = 0; i < c; i++) {
+            alpha[i] = 20 * alpha[i]; /* some arguments far from the first turn */
+            snake_channel(n, c, x + i, alpha[i], inverse[i], filter, expected + i);
+        }
+        cs_tensor tx = upload(f->c, x, n, c), ty = cs_compute_scratch(f->c, CS_DTYPE_F32, n, c);
+        cs_tensor ta = upload(f->c, alpha, 1, c), ti = upload(f->c, inverse, 1, c);
+        cs_op_snake(f->c, &ty, &tx, &ta, &ti, filter);
+        g_autofree float *y = download(f->c, &ty);
+        /* Arguments up to 100 carry rounding of their own into the sine. */
+        g_assert_cmpfloat(error_of(n * c, y, expected), <, 10 * LIMIT_F32);
+
+        /* Without room behind the rows. */
+        g_autofree float *dense = g_new(float, n *c);
+        cs_tensor plain = cs_tensor_view(dense, CS_DTYPE_F32, n, c);
+        cs_op_snake(f->c, &plain, &tx, &ta, &ti, filter);
+        g_assert_cmpmem(dense, (size_t)(n * c) * sizeof *dense, y, (size_t)(n * c) * sizeof *y);
+        cs_compute_release(f->c, 0);
+    }
+}
+
 /* A dropped product and a shifted column must exceed the limits by far, or the tests above prove
  * nothing. */
 static void test_limits_bite(void)
@@ -543,7 +750,11 @@ int main(int argc, char **argv)
                  {"rope", test_rope},
                  {"moves", test_moves},
                  {"attention_segments", test_attention_segments},
-                 {"attention_paged", test_attention_paged}};
+                 {"attention_blocks", test_attention_blocks},
+                 {"attention_paged", test_attention_paged},
+                 {"convolutions", test_convolutions},
+                 {"modulations", test_modulations},
+                 {"snake", test_snake}};
     static fixture fixtures[G_N_ELEMENTS(isas) * 2];
     for (size_t i = 0; i < G_N_ELEMENTS(isas); i++) {
         cs_compute *c = open_isa(isas[i], 3);

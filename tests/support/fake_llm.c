@@ -205,6 +205,7 @@ cs_llm *fake_llm_new(fake_llm_control *control, uint32_t max_context_tokens)
     fake->base = (cs_llm){.ops = &fake_ops,
                           .vocab_size = FAKE_VOCAB,
                           .hidden_size = FAKE_HIDDEN,
+                          .input_size = FAKE_HIDDEN,
                           .max_context_tokens = max_context_tokens,
                           .kv_block_bytes = FAKE_BLOCK_BYTES};
     fake->control = control;

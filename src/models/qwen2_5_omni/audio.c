@@ -191,7 +191,7 @@ static cs_tensor convolve(const audio *a, const GArray *chunks, const cs_tensor 
         cs_tensor from = x ? cs_tensor_rows(x, c->first, c->frames.rows) : c->frames;
         int64_t n = stride == 1 ? from.rows : rows_after_convolution(from.rows);
         cs_tensor to = cs_tensor_rows(&columns, stride == 1 ? c->first : c->first_out, n);
-        cs_op_im2col(compute, &to, &from, KERNEL, stride, PAD);
+        cs_op_im2col(compute, &to, &from, KERNEL, stride, PAD, 1);
     }
     cs_op_linear(compute, &y, &columns, weight,
                  &(cs_linear_options){.bias = bias, .activation = CS_ACTIVATION_GELU});

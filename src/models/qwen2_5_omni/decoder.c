@@ -19,8 +19,10 @@ typedef struct {
     cs_compute *compute;
     cs_qwen2_decoder_config config;
     cs_dtype weight_dtype;
-    cs_dtype input_dtype; /* of activations that feed products */
-    cs_tensor embeddings; /* table [vocab, hidden] */
+    cs_dtype input_dtype;        /* of activations that feed products */
+    cs_tensor embeddings;        /* table [vocab, input_size] */
+    const cs_weight *projection; /* [hidden, embedding_size]; NULL unless a talker */
+    cs_tensor projection_bias;
     decoder_layer *layers;
     cs_tensor norm;
     const cs_weight *head;      /* [vocab, hidden] */
@@ -85,8 +87,14 @@ cs_llm *cs_qwen2_decoder_load(cs_loader *loader, cs_compute *compute,
     d->compute = compute;
     d->weight_dtype = loader->dtype;
     d->input_dtype = cs_compute_input_dtype(compute, loader->dtype);
-    d->embeddings =
-        cs_load_table(loader, scope, "embed_tokens.weight", c->vocab_size, c->hidden_size);
+    int64_t input_size = c->embedding_size ? c->embedding_size : c->hidden_size;
+    d->embeddings = cs_load_table(loader, scope, "embed_tokens.weight", c->vocab_size, input_size);
+    if (c->embedding_size) {
+        d->projection = cs_load_linear(loader, head_scope, "thinker_to_talker_proj.weight",
+                                       c->hidden_size, c->embedding_size);
+        d->projection_bias =
+            cs_load_vector(loader, head_scope, "thinker_to_talker_proj.bias", c->hidden_size);
+    }
     d->layers = g_new0(decoder_layer, c->n_layers);
     for (int64_t i = 0; i < c->n_layers; i++) {
         g_autofree char *layer_scope = g_strdup_printf("%s.layers.%" G_GINT64_FORMAT, scope, i);
@@ -109,6 +117,7 @@ cs_llm *cs_qwen2_decoder_load(cs_loader *loader, cs_compute *compute,
     d->llm = (cs_llm){.ops = &decoder_ops,
                       .vocab_size = (uint32_t)c->vocab_size,
                       .hidden_size = (uint32_t)c->hidden_size,
+                      .input_size = (uint32_t)input_size,
                       .max_context_tokens = (uint32_t)c->max_positions,
                       .kv_block_bytes = cs_kv_block_bytes(&shape)};
     if (loader->error) {
@@ -182,8 +191,38 @@ static void fill_rope_table(const decoder *d, uint32_t n, const int32_t (*positi
     }
 }
 
+/* What a talker hears and has said: spans are added to the codec embeddings and stand alone at
+ * silent tokens. */
+static void embed_heard(const decoder *d, const cs_llm_batch *batch, const cs_tensor *x)
+{
+    cs_compute *compute = d->compute;
+    cs_tensor sum =
+        cs_compute_scratch(compute, CS_DTYPE_F32, batch->n_rows, d->config.embedding_size);
+    cs_op_gather(compute, &sum, &d->embeddings, batch->token_ids);
+    for (uint32_t i = 0; i < batch->n_spans; i++) {
+        const cs_llm_span *span = &batch->spans[i];
+        const int32_t *ids = batch->token_ids + span->row;
+        for (uint32_t first = 0, end; first < span->n; first = end) {
+            bool silent = ids[first] == d->config.silent_token;
+            for (end = first + 1; end < span->n && (ids[end] == d->config.silent_token) == silent;)
+                end++;
+            cs_tensor to = cs_tensor_rows(&sum, span->row + first, end - first);
+            cs_tensor from = cs_tensor_rows(span->source, span->source_row + first, end - first);
+            (silent ? cs_op_copy : cs_op_add)(compute, &to, &from);
+        }
+    }
+    if (d->tap)
+        d->tap(d->tap_user, CS_QWEN2_TAP_INPUT, &sum);
+    cs_op_linear(compute, x, &sum, d->projection,
+                 &(cs_linear_options){.bias = &d->projection_bias});
+}
+
 static void embed(const decoder *d, const cs_llm_batch *batch, const cs_tensor *x)
 {
+    if (d->projection) {
+        embed_heard(d, batch, x);
+        return;
+    }
     cs_op_gather(d->compute, x, &d->embeddings, batch->token_ids);
     for (uint32_t i = 0; i < batch->n_spans; i++) {
         const cs_llm_span *span = &batch->spans[i];

@@ -111,15 +111,22 @@ static void strip_set_query(const shape *s, strip *t, int r, const float *q, flo
         memcpy((float *)t->queries + r * s->key_dim, row, (size_t)s->key_dim * sizeof(float));
 }
 
-/* Turns a row of `n` scores, of which the first `visible` count, into probabilities relative to the
+/* Scores [first, end) of a step that a row may see; none when end <= first. */
+typedef struct {
+    int64_t first, end;
+} range;
+
+/* Turns a row of `n` scores, of which those in `visible` count, into probabilities relative to the
  * running maximum, and scales what was summed before. */
-static void strip_softmax_row(const shape *s, strip *t, int r, int64_t n, int64_t visible)
+static void strip_softmax_row(const shape *s, strip *t, int r, int64_t n, range visible)
 {
     float *scores = t->scores + r * STEP;
-    if (visible <= 0) {
+    if (visible.end <= visible.first) {
         memset(scores, 0, (size_t)n * sizeof *scores);
     } else {
-        for (int64_t i = visible; i < n; i++)
+        for (int64_t i = 0; i < visible.first; i++)
+            scores[i] = -INFINITY;
+        for (int64_t i = visible.end; i < n; i++)
             scores[i] = -INFINITY;
         float highest = MAX(t->highest[r], s->kernels->max(n, scores));
         float factor = expf(t->highest[r] - highest);
@@ -132,10 +139,10 @@ static void strip_softmax_row(const shape *s, strip *t, int r, int64_t n, int64_
         s->kernels->to_bf16(n, t->half + r * STEP, scores);
 }
 
-/* Adds n_blocks <= STEP_BLOCKS blocks. visible[r]: keys of them that row r may see, at most all. */
+/* Adds n_blocks <= STEP_BLOCKS blocks. visible[r]: keys of them that row r may see. */
 static void strip_add_blocks(const shape *s, strip *t, int n_rows, int n_blocks,
                              const void *const *keys, const void *const *values,
-                             const int64_t *visible)
+                             const range *visible)
 {
     int64_t n = (int64_t)n_blocks * BLOCK;
     for (int b = 0; b < n_blocks; b++)
@@ -274,6 +281,16 @@ static void pack_segment_piece(void *data, int64_t index, uint32_t thread)
                (const float *)job->v->data + row * job->v->stride + col, job->v->stride);
 }
 
+/* The keys of its segment that row `row` of the segment sees, out of n. */
+static range segment_window(const cs_segment_attention *options, int64_t row, int64_t n)
+{
+    if (options->block_rows == 0)
+        return (range){0, n};
+    int64_t block = row / options->block_rows;
+    return (range){MAX(0, (block - options->blocks_before) * options->block_rows),
+                   cs_min(n, (block + options->blocks_after + 1) * options->block_rows)};
+}
+
 static void segment_strip_piece(void *data, int64_t index, uint32_t thread)
 {
     const segments_job *job = data;
@@ -289,17 +306,23 @@ static void segment_strip_piece(void *data, int64_t index, uint32_t thread)
     for (int r = 0; r < n_rows; r++)
         strip_set_query(s, t, r, (const float *)job->q->data + (row + r) * job->q->stride + col,
                         job->options->scale);
-    int64_t n_blocks = (end - start + BLOCK - 1) / BLOCK;
-    for (int64_t first = 0; first < n_blocks; first += STEP_BLOCKS) {
+    /* Strips lie in their segment alike in every batch, and so do the blocks they begin with. */
+    int64_t first_key = segment_window(job->options, row - start, end - start).first;
+    int64_t end_key = segment_window(job->options, row - start + n_rows - 1, end - start).end;
+    int64_t n_blocks = (end_key + BLOCK - 1) / BLOCK;
+    for (int64_t first = first_key / BLOCK; first < n_blocks; first += STEP_BLOCKS) {
         int n = (int)cs_min(STEP_BLOCKS, n_blocks - first);
         const void *keys[STEP_BLOCKS], *values[STEP_BLOCKS];
-        int64_t visible[STRIP];
+        range visible[STRIP];
         for (int b = 0; b < n; b++) {
             keys[b] = packed_block(job, head, job->first_block[segment] + first + b);
             values[b] = (const char *)keys[b] + key_block_bytes(s);
         }
-        for (int r = 0; r < n_rows; r++)
-            visible[r] = cs_min((int64_t)n * BLOCK, end - start - first * BLOCK);
+        for (int r = 0; r < n_rows; r++) {
+            range keys_seen = segment_window(job->options, row - start + r, end - start);
+            visible[r].first = MAX(0, keys_seen.first - first * BLOCK);
+            visible[r].end = cs_min((int64_t)n * BLOCK, keys_seen.end - first * BLOCK);
+        }
         strip_add_blocks(s, t, n_rows, n, keys, values, visible);
     }
     for (int r = 0; r < n_rows; r++)
@@ -449,14 +472,14 @@ static void paged_strip(const paged_job *job, const cs_kv_sequence *sequence, in
     for (int64_t first = 0; first < n_blocks; first += STEP_BLOCKS) {
         int n = (int)cs_min(STEP_BLOCKS, n_blocks - first);
         const void *keys[STEP_BLOCKS], *values[STEP_BLOCKS];
-        int64_t visible[STRIP];
+        range visible[STRIP];
         for (int b = 0; b < n; b++) {
             keys[b] = paged_keys(job, sequence, first + b, head);
             values[b] = paged_values(job, sequence, first + b, head);
         }
         for (int r = 0; r < n_rows; r++) {
             int64_t position = sequence->n_past + first_token + r / group;
-            visible[r] = cs_min((int64_t)n * BLOCK, position + 1 - first * BLOCK);
+            visible[r] = (range){0, cs_min((int64_t)n * BLOCK, position + 1 - first * BLOCK)};
         }
         strip_add_blocks(s, t, n_rows, n, keys, values, visible);
     }

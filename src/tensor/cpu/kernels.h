@@ -45,11 +45,21 @@ typedef struct {
     void (*rms_norm)(int64_t n, float *y, const float *x, const float *weight, float epsilon);
     void (*layer_norm)(int64_t n, float *y, const float *x, const float *weight, const float *bias,
                        float epsilon);
+    /* (x - mean) / sqrt(variance + epsilon) * (1 + scale) + shift */
+    void (*modulated_norm)(int64_t n, float *y, const float *x, const float *scale,
+                           const float *shift, float epsilon);
     void (*to_bf16)(int64_t n, uint16_t *y, const float *x);
     void (*from_bf16)(int64_t n, float *y, const uint16_t *x);
     void (*from_f16)(int64_t n, float *y, const uint16_t *x);
     void (*add)(int64_t n, float *y, const float *x);
     void (*scale)(int64_t n, float *y, float factor);
+    void (*blend)(int64_t n, float *y, float a, const float *x, float b);     /* y = a y + b x */
+    void (*add_product)(int64_t n, float *y, const float *a, const float *b); /* y += a b */
+    /* y = sum of factors[i] * rows[i] over n_rows rows, in that order; n is a multiple of 16. */
+    void (*weigh_rows)(int64_t n, float *y, int n_rows, const float *factors,
+                       const float *const *rows);
+    /* y += inverse_beta * sin(alpha y)^2; n is a multiple of 16. */
+    void (*snake)(int64_t n, float *y, const float *alpha, const float *inverse_beta);
     void (*gelu)(int64_t n, float *y);      /* x/2 (1 + erf(x / sqrt 2)), in place */
     void (*gelu_tanh)(int64_t n, float *y); /* in place */
     void (*silu)(int64_t n, float *y);      /* in place */

@@ -101,6 +101,26 @@ INLINE v16 verf(v16 x)
     return (v16)((v16i)y | ((v16i)x & (int32_t)0x80000000));
 }
 
+/* sin x or -sin x, to about 1e-7 absolute for |x| < 1e4: x = n pi + r, |r| <= pi / 2, with pi in
+ * three parts whose products with n are exact, then Taylor to degree 13. Beyond, the error grows
+ * with the spacing of floats. */
+INLINE v16 vsin_turned(v16 x)
+{
+    const v16 magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    v16 n = (x * splat(0.31830989f) + magic) - magic;
+    v16 r = x - n * splat(3.140625f);
+    r = r - n * splat(9.67502593994140625e-4f);
+    r = r - n * splat(1.50995798e-7f);
+    v16 q = r * r;
+    v16 p = splat(1.0f / 6227020800.0f);
+    p = p * q + splat(-1.0f / 39916800.0f);
+    p = p * q + splat(1.0f / 362880.0f);
+    p = p * q + splat(-1.0f / 5040.0f);
+    p = p * q + splat(1.0f / 120.0f);
+    p = p * q + splat(-1.0f / 6.0f);
+    return r + r * q * p;
+}
+
 INLINE v16 vsilu(v16 x)
 {
     return x / (splat(1.0f) + vexp(-x));
@@ -300,6 +320,20 @@ static void layer_norm(int64_t n, float *y, const float *x, const float *weight,
     }
 }
 
+static void modulated_norm(int64_t n, float *y, const float *x, const float *scale,
+                           const float *shift, float epsilon)
+{
+    v16 total = splat(0.0f);
+    FOR_EACH_16(n, i, total += load(x + i), total += load_n(x + i, n - i));
+    float mean = sum(total) / (float)n;
+    v16 factor = splat(1.0f / sqrtf(sum_of_squares(n, x, mean) / (float)n + epsilon));
+    for (int64_t i = 0; i < n; i += 16) {
+        int64_t m = n - i < 16 ? n - i : 16;
+        v16 v = (load_n(x + i, m) - splat(mean)) * factor;
+        store_n(y + i, v * (splat(1.0f) + load_n(scale + i, m)) + load_n(shift + i, m), m);
+    }
+}
+
 static void to_bf16(int64_t n, uint16_t *y, const float *x)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -347,6 +381,45 @@ static void scale(int64_t n, float *y, float factor)
 {
     FOR_EACH_16(n, i, store(y + i, load(y + i) * splat(factor)),
                 store_n(y + i, load_n(y + i, n - i) * splat(factor), n - i));
+}
+
+static void blend(int64_t n, float *y, float a, const float *x, float b)
+{
+    if (a == 0.0f) {
+        FOR_EACH_16(n, i, store(y + i, splat(b) * load(x + i)),
+                    store_n(y + i, splat(b) * load_n(x + i, n - i), n - i));
+        return;
+    }
+    FOR_EACH_16(
+        n, i, store(y + i, splat(a) * load(y + i) + splat(b) * load(x + i)),
+        store_n(y + i, splat(a) * load_n(y + i, n - i) + splat(b) * load_n(x + i, n - i), n - i));
+}
+
+static void add_product(int64_t n, float *y, const float *a, const float *b)
+{
+    FOR_EACH_16(
+        n, i, store(y + i, load(y + i) + load(a + i) * load(b + i)),
+        store_n(y + i, load_n(y + i, n - i) + load_n(a + i, n - i) * load_n(b + i, n - i), n - i));
+}
+
+static void weigh_rows(int64_t n, float *y, int n_rows, const float *factors,
+                       const float *const *rows)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        v16 total = splat(factors[0]) * load(rows[0] + i);
+        for (int r = 1; r < n_rows; r++)
+            total += splat(factors[r]) * load(rows[r] + i);
+        store(y + i, total);
+    }
+}
+
+static void snake(int64_t n, float *y, const float *alpha, const float *inverse_beta)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        v16 x = load(y + i);
+        v16 s = vsin_turned(x * load(alpha + i));
+        store(y + i, x + load(inverse_beta + i) * s * s);
+    }
 }
 
 static void gelu(int64_t n, float *y)
@@ -434,11 +507,16 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .product_bf16 = PRODUCT_BF16,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
+    .modulated_norm = modulated_norm,
     .to_bf16 = to_bf16,
     .from_bf16 = from_bf16,
     .from_f16 = from_f16,
     .add = add,
     .scale = scale,
+    .blend = blend,
+    .add_product = add_product,
+    .weigh_rows = weigh_rows,
+    .snake = snake,
     .gelu = gelu,
     .gelu_tanh = gelu_tanh,
     .silu = silu,

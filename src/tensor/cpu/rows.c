@@ -15,7 +15,10 @@ typedef struct {
     const cs_tensor *bias;
     float epsilon;
     const int32_t *ids;
-    int32_t kernel, stride, pad;
+    int32_t kernel, stride, pad, dilation;
+    float a, b;
+    const cs_tensor *shift;
+    const cs_segments *segments;
     int64_t head_dim;
     int64_t rows_per_piece;
     void (*row)(const void *job, int64_t row, float *scratch);
@@ -177,7 +180,7 @@ static void im2col_row(const void *data, int64_t row, float *scratch)
     int64_t channels = job->x->cols;
     float *y = row_target(job->y, row, scratch);
     for (int32_t i = 0; i < job->kernel; i++) {
-        int64_t source = row * job->stride - job->pad + i;
+        int64_t source = row * job->stride - job->pad + i * job->dilation;
         if (source >= 0 && source < job->x->rows)
             memcpy(y + i * channels, f32_row(job->x, source), (size_t)channels * sizeof *y);
         else
@@ -187,10 +190,85 @@ static void im2col_row(const void *data, int64_t row, float *scratch)
 }
 
 void cs_cpu_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
+                   int32_t stride, int32_t pad, int32_t dilation)
+{
+    rows_job job = {
+        .y = y, .x = x, .kernel = kernel, .stride = stride, .pad = pad, .dilation = dilation};
+    run_rows(compute, &job, im2col_row);
+}
+
+/* Gathers what falls on one row, so that threads never write the same one. */
+static void col2im_row(const void *data, int64_t row, float *scratch)
+{
+    const rows_job *job = data;
+    int64_t channels = job->y->cols, at = row + job->pad;
+    float *y = f32_row(job->y, row);
+    memset(y, 0, (size_t)channels * sizeof *y);
+    int64_t first = MAX(0, (at - job->kernel + job->stride) / job->stride);
+    for (int64_t i = first; i < job->x->rows && i * job->stride <= at; i++)
+        job->cpu->kernels->add(channels, y, f32_row(job->x, i) + (at - i * job->stride) * channels);
+}
+
+void cs_cpu_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
                    int32_t stride, int32_t pad)
 {
     rows_job job = {.y = y, .x = x, .kernel = kernel, .stride = stride, .pad = pad};
-    run_rows(compute, &job, im2col_row);
+    run_rows(compute, &job, col2im_row);
+}
+
+static void blend_row(const void *data, int64_t row, float *scratch)
+{
+    const rows_job *job = data;
+    job->cpu->kernels->blend(job->y->cols, f32_row(job->y, row), job->a, f32_row(job->x, row),
+                             job->b);
+}
+
+void cs_cpu_blend(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b)
+{
+    rows_job job = {.y = y, .x = x, .a = a, .b = b};
+    run_rows(compute, &job, blend_row);
+}
+
+/* Segments are few: the search is linear. */
+static const float *segment_row(const cs_segments *segments, const cs_tensor *values, int64_t row)
+{
+    int64_t i = 0;
+    while (segments->starts[i + 1] <= row)
+        i++;
+    return f32_row(values, i);
+}
+
+static void modulated_norm_row(const void *data, int64_t row, float *scratch)
+{
+    const rows_job *job = data;
+    float *y = row_target(job->y, row, scratch);
+    job->cpu->kernels->modulated_norm(job->y->cols, y, f32_row(job->x, row),
+                                      segment_row(job->segments, job->weight, row),
+                                      segment_row(job->segments, job->shift, row), job->epsilon);
+    row_finish(job, row, y);
+}
+
+void cs_cpu_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                           const cs_tensor *scale, const cs_tensor *shift,
+                           const cs_segments *segments, float epsilon)
+{
+    rows_job job = {
+        .y = y, .x = x, .weight = scale, .shift = shift, .segments = segments, .epsilon = epsilon};
+    run_rows(compute, &job, modulated_norm_row);
+}
+
+static void add_gated_row(const void *data, int64_t row, float *scratch)
+{
+    const rows_job *job = data;
+    job->cpu->kernels->add_product(job->y->cols, f32_row(job->y, row), f32_row(job->x, row),
+                                   segment_row(job->segments, job->weight, row));
+}
+
+void cs_cpu_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                      const cs_tensor *gate, const cs_segments *segments)
+{
+    rows_job job = {.y = y, .x = x, .weight = gate, .segments = segments};
+    run_rows(compute, &job, add_gated_row);
 }
 
 static void mean_row(const void *data, int64_t row, float *scratch)
