@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "models/families.h"
+#include "models/qwen2_5_omni/token2wav.h"
 #include "text/chat_template.h"
 
 #include <string.h>
@@ -180,6 +181,12 @@ void cs_model_free(cs_model *model)
         return;
     if (model->llm)
         model->llm->ops->free(model->llm);
+    if (model->speech) {
+        if (model->speech->talker)
+            model->speech->talker->ops->free(model->speech->talker);
+        cs_token2wav_free(model->speech->token2wav);
+        g_free(model->speech);
+    }
     for (int m = 0; m < CS_N_MODALITIES; m++) {
         cs_encoder *encoder = model->encoders[m];
         for (int other = m; encoder && other < CS_N_MODALITIES; other++)

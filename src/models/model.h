@@ -12,6 +12,7 @@
 #include "models/encoder.h"
 #include "models/llm.h"
 #include "models/modality.h"
+#include "models/speech.h"
 #include "tensor/compute.h"
 #include "text/tokenizer.h"
 
@@ -65,13 +66,13 @@ typedef struct {
 void cs_prompt_free(cs_prompt *prompt); /* accepts NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_prompt, cs_prompt_free)
 
-typedef struct cs_model cs_model;
 typedef struct cs_chat_template cs_chat_template; /* text/chat_template.h */
 
 typedef struct {
     cs_compute *compute; /* borrowed; must outlive the model */
     const char
-        *dtype; /* of weights and KV cache: "f32", "bf16"; "auto" or NULL: as the checkpoint's */
+        *dtype;  /* of weights and KV cache: "f32", "bf16"; "auto" or NULL: as the checkpoint's */
+    bool speech; /* load what speaks too; CS_ERROR_UNSUPPORTED when the checkpoint cannot */
     /* Called from the loading thread as bytes of weights are packed; may be NULL. */
     void (*progress)(void *user, size_t done_bytes, size_t total_bytes);
     void *user;
@@ -109,6 +110,7 @@ struct cs_model {
      * over (an engine) sets it to NULL and frees it before the model. */
     cs_llm *llm;
     cs_encoder *encoders[CS_N_MODALITIES];
+    cs_speech *speech; /* NULL: not asked for */
     /* Preprocessing. */
     cs_vision_config vision_config;
     cs_mel_config mel_config;

@@ -7,6 +7,8 @@
 #include "models/qwen2_5_omni/config.h"
 #include "models/qwen2_5_omni/decoder.h"
 #include "models/qwen2_5_omni/prompt.h"
+#include "models/qwen2_5_omni/talker.h"
+#include "models/qwen2_5_omni/token2wav.h"
 #include "models/qwen2_5_omni/vision.h"
 
 #define MAX_CONFIG_BYTES ((size_t)16 << 20)
@@ -76,15 +78,51 @@ static void report(void *user, size_t bytes)
     p->options->progress(p->options->user, MIN(p->done, p->total), p->total);
 }
 
-static size_t thinker_bytes(const cs_checkpoint *checkpoint)
+static size_t bytes_to_load(const cs_checkpoint *checkpoint, bool speech)
 {
     size_t total = 0;
     for (uint32_t i = 0; i < cs_checkpoint_n_tensors(checkpoint); i++) {
         const cs_checkpoint_tensor *t = cs_checkpoint_tensor_at(checkpoint, i);
-        if (g_str_has_prefix(t->name, "thinker."))
+        if (speech || g_str_has_prefix(t->name, "thinker."))
             total += t->size_bytes;
     }
     return total;
+}
+
+static void hear(const cs_model *model, uint32_t n, const int32_t *token_ids, const float *hidden,
+                 float *rows)
+{
+    cs_talker_hear(model->family_data, cs_talker_thinker_table(model->checkpoint), n, token_ids,
+                   hidden, rows);
+}
+
+static void load_speech(cs_model *model, cs_loader *loader, cs_compute *compute)
+{
+    const cs_qwen2_5_omni_config *config = model->family_data;
+    const cs_qwen2_5_omni_talker_config *talker = &config->talker;
+    if (!config->speaks) {
+        if (!loader->error)
+            cs_fail(&loader->error, CS_ERROR_UNSUPPORTED, "%s: this checkpoint has no talker",
+                    model->id);
+        return;
+    }
+    model->speech = g_new0(cs_speech, 1);
+    *model->speech = (cs_speech){.heard_size = (uint32_t)config->text.hidden_size,
+                                 .mask_id = talker->codec_mask,
+                                 .pad_id = talker->codec_pad,
+                                 .start_id = talker->codec_start,
+                                 .stop_ids = {talker->codec_pad, talker->codec_end},
+                                 .n_codes = (int32_t)config->dit.n_codes + 1,
+                                 .text_end = talker->text_end,
+                                 .text_pad = talker->text_pad,
+                                 .temperature = CS_TALKER_TEMPERATURE,
+                                 .top_p = CS_TALKER_TOP_P,
+                                 .top_k = CS_TALKER_TOP_K,
+                                 .repetition_penalty = CS_TALKER_REPETITION_PENALTY,
+                                 .max_tokens = CS_TALKER_MAX_TOKENS,
+                                 .hear = hear};
+    model->speech->talker = cs_qwen2_5_omni_talker_load(loader, compute, talker);
+    model->speech->token2wav = cs_token2wav_load(loader, compute, config);
 }
 
 static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *options, GError **error)
@@ -97,7 +135,7 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
                                      error) ||
         !read_preprocessor(model, config, error))
         return false;
-    progress p = {.options = options, .total = thinker_bytes(model->checkpoint)};
+    progress p = {.options = options, .total = bytes_to_load(model->checkpoint, options->speech)};
     cs_loader loader = {.checkpoint = model->checkpoint,
                         .parameters = model->parameters,
                         .dtype = dtype,
@@ -110,6 +148,8 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
         &loader, options->compute, &config->audio, "thinker.audio_tower");
     model->llm = cs_qwen2_decoder_load(&loader, options->compute, &config->text, "thinker.model",
                                        "thinker", "lm_head.weight");
+    if (options->speech)
+        load_speech(model, &loader, options->compute);
     return cs_loader_finish(&loader, error);
 }
 

@@ -19,8 +19,8 @@
 
 #include "models/qwen2_5_omni/dit.h"
 #include "models/qwen2_5_omni/vocoder.h"
+#include "models/speech.h"
 
-typedef struct cs_token2wav cs_token2wav;
 typedef struct cs_token2wav_stream cs_token2wav_stream;
 
 /* Loads DiT, vocoder and the voices of spk_dict.pt. NULL on a fault, which the loader keeps. */
