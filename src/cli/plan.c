@@ -143,28 +143,24 @@ static void predict(const options *o, const cs_layout *layout, cs_plan *plan)
     cs_sim_result_clear(&sim);
 }
 
+/* The fast planner's plan is where the exact one begins, and what is left if it finds none. */
 static bool run_exact(const options *o, const cs_cli_plan_inputs *in, GError **error)
 {
+    cs_fast_options fo = fast_options(o);
+    fo.no_simulation = true;
+    cs_fast_result start;
+    bool started = cs_fast_plan(in->flow, &fo, &start, NULL);
     cs_exact_options eo = {.policy = o->policy_value,
                            .seconds = o->seconds,
                            .gap = o->gap,
+                           .start = started ? start.layout : NULL,
                            .cancel = &cs_cli_interrupted};
     cs_exact_result r;
     bool ok = cs_exact_solve(in->flow, &eo, &r, error);
-    if (ok && !r.layout) { /* nothing in time: the fast planner's is the best so far */
-        fprintf(stderr, "cornserve plan: no exact plan in %g s; this is the fast planner's\n",
-                o->seconds);
-        cs_fast_options fo = fast_options(o);
-        fo.no_simulation = true;
-        fo.cancel = NULL;
-        cs_fast_result f;
-        ok = cs_fast_plan(in->flow, &fo, &f, error);
-        if (ok) {
-            r.layout = g_steal_pointer(&f.layout);
-            r.objective = f.objective;
-            cs_fast_result_clear(&f);
-        }
-    }
+    if (started)
+        cs_fast_result_clear(&start);
+    if (ok && !r.layout)
+        ok = cs_fail(error, CS_ERROR_TIMEOUT, "no plan was found in %g s", o->seconds);
     if (!ok)
         return false;
     bool rate = o->policy_value == CS_POLICY_THROUGHPUT;

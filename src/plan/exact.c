@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define DEFAULT_SECONDS 60.0
+#define DEFAULT_BALANCE_S 5.0
 #define DEFAULT_COLUMNS 60000
 #define MIN_RATE 1e-9 /* requests/s below which nothing is served */
 
@@ -294,14 +295,20 @@ static bool solve_steps(cs_node_model *model, const budget *b, bool whole, cs_ex
     bool rate = o->policy == CS_POLICY_THROUGHPUT;
     int steps = o->only_first || model->problem->cluster->n_nodes == 1 ? 1 : 3;
     result->balanced = steps == 1 && !o->only_first;
-    for (int step = 0; step < steps && !(o->cancel && *o->cancel && *x); step++) {
+    for (int step = 0; step < steps && !(o->cancel && *o->cancel && (*x || result->layout));
+         step++) {
         set_objective(model, o->policy, step);
+        if (step == 0 && result->proven) { /* the start is as good as any plan can be */
+            hold_objective(model, o->policy, step, rate ? -result->objective : result->objective);
+            continue;
+        }
         if (step == 0) {
             if (!rate)
                 add_covers(&model->m, model->problem, add_node_entries, model);
             add_bound(model, o->policy, result->bound);
         }
-        cs_milp_options mo = {.seconds = seconds_left(b),
+        double balance_s = o->balance_s > 0 ? o->balance_s : DEFAULT_BALANCE_S;
+        cs_milp_options mo = {.seconds = step ? MIN(balance_s, seconds_left(b)) : seconds_left(b),
                               .gap = step == 0 ? o->gap : 1e-6,
                               .start = *x,
                               .cancel = o->cancel};
@@ -337,6 +344,22 @@ static bool solve_steps(cs_node_model *model, const budget *b, bool whole, cs_ex
     return true;
 }
 
+/* Takes the start as the plan so far if it is feasible; proven if it reaches the bound. */
+static void use_start(const cs_problem *p, const cs_exact_options *o, cs_exact_result *result)
+{
+    double objective = cs_layout_rate(o->start, NULL);
+    if (o->policy != CS_POLICY_THROUGHPUT) {
+        if (objective < p->workload->rate_rps * (1 - 1e-7))
+            return;
+        objective =
+            o->policy == CS_POLICY_COST ? cs_layout_cost(o->start) : cs_layout_devices(o->start);
+    }
+    result->layout = cs_layout_copy(o->start);
+    result->objective = objective;
+    result->proven = fabs(objective - result->bound) <=
+                     o->gap * fabs(objective) + 1e-6 * MAX(1e-3, fabs(result->bound));
+}
+
 bool cs_exact_solve(const cs_flow *flow, const cs_exact_options *options, cs_exact_result *result,
                     GError **error)
 {
@@ -349,6 +372,14 @@ bool cs_exact_solve(const cs_flow *flow, const cs_exact_options *options, cs_exa
     if (!cs_exact_counts(flow, &o, counts, &result->objective, &result->bound, error))
         return false;
 
+    if (o.start)
+        use_start(p, &o, result);
+    if (result->proven && (o.only_first || p->cluster->n_nodes == 1)) {
+        result->balanced = !o.only_first;
+        result->seconds = (double)(cs_now_us() - b.start_us) / 1e6;
+        return true;
+    }
+
     size_t most = options->max_columns ? options->max_columns : DEFAULT_COLUMNS;
     g_autofree bool *allowed = g_new(bool, p->n_execs + 1);
     memset(allowed, true, p->n_execs * sizeof allowed[0]);
@@ -359,15 +390,26 @@ bool cs_exact_solve(const cs_flow *flow, const cs_exact_options *options, cs_exa
         for (size_t e = 0; e < p->n_execs; e++)
             allowed[e] = counts[e] > 0;
         if (!cs_node_model_init(&model, p, allowed, rate, 8 * most))
-            return cs_fail(error, CS_ERROR_TOO_LARGE,
+            return result->layout ||
+                   cs_fail(error, CS_ERROR_TOO_LARGE,
                            "%zu nodes with these executor types are more than the exact planner "
                            "takes; use the fast one",
                            p->cluster->n_nodes);
     }
     double *x = NULL;
     bool ok = solve_steps(&model, &b, whole, result, &x, error);
-    if (ok && x)
-        result->layout = cs_node_model_layout(&model, x);
+    if (ok && x) {
+        cs_layout *balanced = cs_node_model_layout(&model, x);
+        double need = rate ? result->objective : p->workload->rate_rps;
+        if (result->layout && cs_layout_rate(balanced, NULL) < need * (1 - 1e-6)) {
+            cs_layout_free(balanced); /* routes lost to rounding what the start has */
+        } else {
+            cs_layout_free(result->layout);
+            result->layout = balanced;
+        }
+    }
+    if (!ok)
+        g_clear_pointer(&result->layout, cs_layout_free);
     g_free(x);
     cs_node_model_clear(&model);
     result->seconds = (double)(cs_now_us() - b.start_us) / 1e6;

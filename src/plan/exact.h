@@ -24,12 +24,15 @@ const char *cs_policy_name(cs_policy policy);
 bool cs_policy_parse(const char *word, cs_policy *policy);
 
 typedef struct {
-    cs_policy policy;   /* goodput is not for the exact planner */
-    double seconds;     /* over all steps; 0: 60 */
-    double gap;         /* relative, on the policy's objective */
-    size_t max_columns; /* of the problem with nodes; above it executor types are restricted to
-                           those of the counts' optimum; 0: 60000 */
-    bool only_first;    /* leave out the second and third objective */
+    cs_policy policy;       /* goodput is not for the exact planner */
+    double seconds;         /* over all steps; 0: 60 */
+    double gap;             /* relative, on the policy's objective */
+    size_t max_columns;     /* of the problem with nodes; above it executor types are restricted to
+                               those of the counts' optimum; 0: 60000 */
+    bool only_first;        /* leave out the second and third objective */
+    double balance_s;       /* limit of each of these two; 0: 5 */
+    const cs_layout *start; /* a plan to begin from (the fast planner's): where it reaches the
+                               counts' bound the first objective is done; NULL: none */
     const volatile int *cancel;
 } cs_exact_options;
 
