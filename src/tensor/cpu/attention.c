@@ -103,8 +103,10 @@ static strip *strip_begin(const shape *s, void *scratch, int n_rows)
 static void strip_set_query(const shape *s, strip *t, int r, const float *q, float scale)
 {
     float row[MAX_HEAD_DIM];
-    for (int64_t i = 0; i < s->key_dim; i++)
-        row[i] = i < s->head_dim ? q[i] * scale : 0.0f;
+    for (int64_t i = 0; i < s->head_dim; i++)
+        row[i] = q[i] * scale;
+    for (int64_t i = s->head_dim; i < s->key_dim; i++)
+        row[i] = 0.0f;
     if (s->left == CS_DTYPE_BF16)
         s->kernels->to_bf16(s->key_dim, (uint16_t *)t->queries + r * s->key_dim, row);
     else
@@ -327,6 +329,8 @@ static void segment_strip_piece(void *data, int64_t index, uint32_t thread)
     }
     for (int r = 0; r < n_rows; r++)
         strip_write_row(s, t, r, job->out, row + r, col);
+    if (s->kernels->leave)
+        s->kernels->leave();
 }
 
 /* Numbers pieces of `size` rows through all segments: first[i] is segment i's first; returns the
@@ -487,6 +491,8 @@ static void paged_strip(const paged_job *job, const cs_kv_sequence *sequence, in
         int64_t row = sequence->row + first_token + r / group;
         strip_write_row(s, t, r, job->out, row, (head * group + r % group) * s->head_dim);
     }
+    if (s->kernels->leave)
+        s->kernels->leave();
 }
 
 static int64_t strips_of(const paged_job *job, const cs_kv_sequence *sequence)

@@ -42,6 +42,10 @@ typedef struct {
     cs_product *product_f32_bf16; /* A f32, B bf16 */
     cs_product *product_bf16;     /* A bf16, B bf16; NULL: no such instruction, A is kept in f32 */
 
+    /* Called by a thread when it has finished a piece of work with bf16 products; NULL: nothing to
+     * do. */
+    void (*leave)(void);
+
     void (*rms_norm)(int64_t n, float *y, const float *x, const float *weight, float epsilon);
     void (*layer_norm)(int64_t n, float *y, const float *x, const float *weight, const float *bias,
                        float epsilon);

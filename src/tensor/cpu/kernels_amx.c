@@ -1,11 +1,11 @@
 /* bf16 products by AMX tiles: a tile is 16 rows of 64 bytes, one instruction multiplies [16, 32] by
  * [32, 16].
  *
- * Eight tiles: 0-3 accumulate, 4-5 hold A, 6-7 hold B. Blocks of up to 32 rows by 2 panels use two
+ * Eight tiles: 0-3 accumulate, 4-5 hold A, 6-7 hold B. Blocks of 17 to 32 rows by 2 panels use two
  * tiles each way; up to 16 rows use four panels instead, so that each B tile is loaded once. Row
- * counts are part of the tile configuration, which is a register file per thread: it is loaded when
- * it changes and released at the end of each product, because live tiles cost every context switch
- * 8 KiB.
+ * counts are part of the tile configuration, a register file per thread that takes longer to load
+ * than a small product to compute: it is kept until another is wanted, and released at the end of a
+ * piece of work, because live tiles cost every context switch 8 KiB.
  */
 #include "tensor/cpu/kernels.h"
 
@@ -13,6 +13,7 @@
 #include <string.h>
 
 cs_product cs_product_bf16_amx;
+void cs_amx_leave(void);
 
 typedef struct {
     uint8_t palette;
@@ -24,10 +25,16 @@ typedef struct {
 
 _Static_assert(sizeof(tile_config) == 64, "the layout that LDTILECFG reads");
 
+/* What configure() loaded last on this thread; 0: nothing. */
+static _Thread_local int configured;
+
 /* Rows of A and C tiles: `upper` for tiles 0, 1 (and 2, 3 in the wide form) and 4, `lower` for 2, 3
  * and 5. */
 static void configure(int upper, int lower)
 {
+    int wanted = upper * 32 + lower;
+    if (wanted == configured)
+        return;
     tile_config config = {.palette = 1};
     const int rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
     for (int t = 0; t < 8; t++) {
@@ -37,8 +44,16 @@ static void configure(int upper, int lower)
     __asm__ volatile(""
                      :
                      : "r"(&config)
-                     : "memory"); /* the intrinsic does not say that it reads all of it */
+                     : "memory"); /* the intrinsic does not say that it reads it */
     _tile_loadconfig(&config);
+    configured = wanted;
+}
+
+void cs_amx_leave(void)
+{
+    if (configured)
+        _tile_release();
+    configured = 0;
 }
 
 static void tile_2x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
@@ -108,20 +123,30 @@ static void tile_1x4(int64_t k, const uint16_t *a, int64_t lda, const char *b, s
     _tile_stored(3, c + 3 * CS_PANEL, c_stride);
 }
 
-static void tile_1x1(int64_t k, const uint16_t *a, int64_t lda, const char *b, float *c,
-                     int64_t ldc, bool accumulate)
+/* One panel; `lower` tells whether there are rows beyond the first 16. */
+static void tile_2x1(int64_t k, const uint16_t *a, int64_t lda, const char *b, float *c,
+                     int64_t ldc, bool accumulate, bool lower)
 {
     size_t a_stride = (size_t)lda * sizeof *a, c_stride = (size_t)ldc * sizeof *c;
-    if (accumulate)
+    _tile_zero(0);
+    _tile_zero(2);
+    if (accumulate) {
         _tile_loadd(0, c, c_stride);
-    else
-        _tile_zero(0);
+        if (lower)
+            _tile_loadd(2, c + 16 * ldc, c_stride);
+    }
     for (int64_t i = 0; i < k; i += 32) {
         _tile_loadd(4, a + i, a_stride);
         _tile_loadd(6, b + i * CS_PANEL * 2, 64);
         _tile_dpbf16ps(0, 4, 6);
+        if (lower) {
+            _tile_loadd(5, a + 16 * lda + i, a_stride);
+            _tile_dpbf16ps(2, 5, 6);
+        }
     }
     _tile_stored(0, c, c_stride);
+    if (lower)
+        _tile_stored(2, c + 16 * ldc, c_stride);
 }
 
 /* Up to 16 rows. */
@@ -133,7 +158,7 @@ static void short_rows(int64_t n_panels, int64_t k, const uint16_t *a, int64_t l
         tile_1x4(k, a, lda, b + (size_t)p * panel_bytes, panel_bytes, c + p * CS_PANEL, ldc,
                  accumulate);
     for (; p < n_panels; p++)
-        tile_1x1(k, a, lda, b + (size_t)p * panel_bytes, c + p * CS_PANEL, ldc, accumulate);
+        tile_2x1(k, a, lda, b + (size_t)p * panel_bytes, c + p * CS_PANEL, ldc, accumulate, false);
 }
 
 /* Asks for one of `parts` equal parts of `bytes` at `data` to be brought into the second-level
@@ -146,9 +171,9 @@ static void prefetch_part(const char *data, size_t bytes, int64_t part, int64_t 
         _mm_prefetch(data + i * 64, _MM_HINT_T1);
 }
 
-/* Blocks of 32 rows over pairs of panels. Panels outside, so that a pair stays in the first-level
- * cache while the rows pass; meanwhile the next pair, which nothing has asked for yet, is fetched
- * from memory. */
+/* Blocks of 32 rows (of as many as are configured, in the last) over pairs of panels. Panels
+ * outside, so that a pair stays in the first-level cache while the rows pass; meanwhile the next
+ * pair, which nothing has asked for yet, is fetched from memory. */
 static void tall_rows(int64_t rows, int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda,
                       const char *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
 {
@@ -166,24 +191,29 @@ static void tall_rows(int64_t rows, int64_t n_panels, int64_t k, const uint16_t 
         }
     }
     for (; p < n_panels; p++)
-        for (int64_t r = 0; r < rows; r += 16)
-            tile_1x1(k, a + r * lda, lda, b + (size_t)p * panel_bytes, c + r * ldc + p * CS_PANEL,
-                     ldc, accumulate);
+        for (int64_t r = 0; r < rows; r += 32)
+            tile_2x1(k, a + r * lda, lda, b + (size_t)p * panel_bytes, c + r * ldc + p * CS_PANEL,
+                     ldc, accumulate, true);
 }
 
 void cs_product_bf16_amx(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
                          const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
 {
     const uint16_t *x = a;
-    int64_t tall = rows & ~(int64_t)31;
-    if (tall > 0) {
+    int64_t whole = rows & ~(int64_t)31, rest = rows - whole;
+    if (whole > 0) {
         configure(16, 16);
-        tall_rows(tall, n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
+        tall_rows(whole, n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
     }
-    for (int64_t r = tall; r < rows; r += 16) {
-        int height = rows - r < 16 ? (int)(rows - r) : 16;
-        configure(height, height);
-        short_rows(n_panels, k, x + r * lda, lda, b, panel_bytes, c + r * ldc, ldc, accumulate);
+    if (rest == 0)
+        return;
+    x += whole * lda;
+    c += whole * ldc;
+    if (rest > 16) {
+        configure(16, (int)rest - 16);
+        tall_rows(32, n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
+    } else {
+        configure((int)rest, (int)rest);
+        short_rows(n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
     }
-    _tile_release();
 }

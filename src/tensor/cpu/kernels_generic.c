@@ -47,7 +47,7 @@ INLINE void store_n(float *p, v16 v, int64_t n)
     memcpy(p, &v, (size_t)n * sizeof *p);
 }
 
-INLINE v16 select(v16i mask, v16 a, v16 b)
+INLINE v16 choose(v16i mask, v16 a, v16 b)
 {
     return (v16)((mask & (v16i)a) | (~mask & (v16i)b));
 }
@@ -67,7 +67,7 @@ INLINE v16 vexp(v16 x)
 {
     const v16 magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     v16 clamped =
-        select(x < splat(-87.0f), splat(-87.0f), select(x > splat(88.0f), splat(88.0f), x));
+        choose(x < splat(-87.0f), splat(-87.0f), choose(x > splat(88.0f), splat(88.0f), x));
     v16 shifted = clamped * splat(1.44269504f) + magic;
     v16 n = shifted - magic;
     v16 r = clamped - n * splat(0.693359375f);
@@ -82,9 +82,9 @@ INLINE v16 vexp(v16 x)
     p = p * r + splat(1.0f);
     v16i exponent = (((v16i)shifted - (v16i)magic) << 23);
     v16 result = (v16)((v16i)p + exponent);
-    result = select(x < splat(-87.0f), splat(0.0f), result);
-    result = select(x > splat(88.0f), splat(INFINITY), result);
-    return select(x == x, result, x);
+    result = choose(x < splat(-87.0f), splat(0.0f), result);
+    result = choose(x > splat(88.0f), splat(INFINITY), result);
+    return choose(x == x, result, x);
 }
 
 /* erf to 1.5e-7 absolute: Abramowitz and Stegun 7.1.26. */
@@ -334,6 +334,22 @@ static void modulated_norm(int64_t n, float *y, const float *x, const float *sca
     }
 }
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+/* The conversion instruction rounds to nearest even too; it takes subnormals for zero, as the
+ * products do. */
+static void to_bf16(int64_t n, uint16_t *y, const float *x)
+{
+    FOR_EACH_16(n, i,
+                _mm256_storeu_si256((__m256i *)(y + i),
+                                    (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i))),
+                {
+                    v16h part = (v16h)_mm512_cvtneps_pbh((__m512)load_n(x + i, n - i));
+                    memcpy(y + i, &part, (size_t)(n - i) * sizeof *y);
+                });
+}
+#else
 static void to_bf16(int64_t n, uint16_t *y, const float *x)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -345,6 +361,7 @@ static void to_bf16(int64_t n, uint16_t *y, const float *x)
         y[i] = (uint16_t)((nan ? bits | 0x400000 : rounded) >> 16);
     }
 }
+#endif
 
 static void from_bf16(int64_t n, float *y, const uint16_t *x)
 {
@@ -461,7 +478,7 @@ static float max_of(int64_t n, const float *x)
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
         v16 v = load(x + i);
-        best = select(v > best, v, best);
+        best = choose(v > best, v, best);
     }
     float result = -INFINITY;
     for (int j = 0; j < 16; j++)
@@ -496,6 +513,12 @@ cs_product CS_PRODUCT_BF16;
 #define PRODUCT_BF16 NULL
 #endif
 
+#ifdef CS_LEAVE
+void CS_LEAVE(void);
+#else
+#define CS_LEAVE NULL
+#endif
+
 bool CS_AVAILABLE(void);
 
 const cs_kernels TABLE_NAME(CS_ISA) = {
@@ -505,6 +528,7 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .product_f32 = product_f32,
     .product_f32_bf16 = product_f32_bf16,
     .product_bf16 = PRODUCT_BF16,
+    .leave = CS_LEAVE,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .modulated_norm = modulated_norm,

@@ -300,6 +300,8 @@ static void linear_piece(void *data, int64_t index, uint32_t thread)
                      b + (size_t)k * CS_PANEL * cs_dtype_size_bytes(w->dtype), w->panel_bytes, sums,
                      stride, accumulate);
     }
+    if (job->cpu->kernels->leave)
+        job->cpu->kernels->leave();
     (w->gated ? finish_gated_rows : finish_rows)(job, row, rows, first, n, sums, stride);
 }
 
