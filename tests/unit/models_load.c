@@ -125,8 +125,8 @@ static void test_config(void)
                   json_string("yarn"), "\"yarn\" is not");
     expect_edited("config.json", "thinker_config.text_config.use_sliding_window", json_true(),
                   "sliding-window");
-    expect_edited("config.json", "thinker_config.text_config.vocab_size", json_integer(955),
-                  "shape [961, 108], expected [955, 108]");
+    expect_edited("config.json", "thinker_config.text_config.vocab_size", json_integer(957),
+                  "shape [961, 108], expected [957, 108]");
     expect_edited("config.json", "thinker_config.vision_config.fullatt_block_indexes",
                   json_pack("[i]", 99), "fullatt_block_indexes[0]");
     expect_edited("config.json", "thinker_config.vision_config.out_hidden_size", json_integer(109),
