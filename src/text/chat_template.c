@@ -385,6 +385,9 @@ char *cs_chat_template_render(cs_chat_template *t, const cs_chat_request *reques
     g_mutex_unlock(&t->lock);
     if (!ok) {
         g_free(args.out);
+        /* A fault inside the run time knows no line of the template. */
+        if (error && !g_str_has_prefix((*error)->message, t->name))
+            g_prefix_error(error, "%s: ", t->name);
         return NULL;
     }
     *size_bytes = args.size_bytes;

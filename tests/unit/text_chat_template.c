@@ -151,6 +151,7 @@ static void assert_fails(const char *source, cs_error_code code, const char *sen
     g_assert_null(cs_chat_template_render(t, &request, &size_bytes, &error));
     if (!g_error_matches(error, CS_ERROR, (int)code) || !strstr(error->message, sentence))
         g_error("%s: %s, expected %s", source, error->message, sentence);
+    g_assert_true(g_str_has_prefix(error->message, "t.jinja:"));
     json_decref(request.messages);
 }
 
@@ -166,7 +167,8 @@ static void test_errors(void)
     assert_fails("{{ messages.append(1) }}", CS_ERROR_INVALID, "cannot change a list");
     assert_fails("{{ 1 / 0 }}", CS_ERROR_INVALID, "division by zero");
     assert_fails("{{ x | tojson }}", CS_ERROR_INVALID, "tojson cannot write a undefined");
-    assert_fails("{% for a, b, c in messages %}{% endfor %}\n", CS_ERROR_INVALID, "values to unpack");
+    assert_fails("{% for a, b, c in messages %}{% endfor %}\n", CS_ERROR_INVALID,
+                 "values to unpack");
     assert_fails("{% set x.y = 1 %}", CS_ERROR_INVALID, "only a namespace");
     assert_fails("{% if true %}\n\n{{ raise_exception('no: ' ~ messages[0].role) }}{% endif %}",
                  CS_ERROR_INVALID, "t.jinja:3: no: user");
