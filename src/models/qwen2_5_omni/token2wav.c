@@ -8,6 +8,7 @@
 enum { MAX_STREAMS = 256 };
 
 struct cs_token2wav {
+    cs_generator generator;
     cs_qwen2_5_omni_config config;
     cs_dit *dit;
     cs_vocoder *vocoder;
@@ -30,6 +31,8 @@ struct cs_token2wav_stream {
     guint n_read;     /* of them */
 };
 
+static const cs_generator_ops generator_ops;
+
 /* ---- Loading ---- */
 
 cs_token2wav *cs_token2wav_load(cs_loader *loader, cs_compute *compute,
@@ -37,11 +40,14 @@ cs_token2wav *cs_token2wav_load(cs_loader *loader, cs_compute *compute,
 {
     g_autoptr(cs_token2wav) t = g_new0(cs_token2wav, 1);
     t->config = *config;
+    t->generator = (cs_generator){
+        .ops = &generator_ops, .sample_rate = CS_VOCODER_RATE, .max_batch = MAX_STREAMS};
     t->dit = cs_dit_load(loader, compute, &config->dit, "token2wav.code2wav_dit_model");
     t->vocoder =
         cs_vocoder_load(loader, compute, &config->vocoder, "token2wav.code2wav_bigvgan_model");
     if (loader->error)
         return NULL;
+    t->generator.samples_per_code = (uint32_t)cs_token2wav_samples_per_code(t);
     g_autofree char *path =
         g_build_filename(cs_checkpoint_dir(loader->checkpoint), "spk_dict.pt", NULL);
     if (!cs_speakers_read(&t->speakers, path, config->dit.voice_size, config->dit.n_mels,
@@ -299,3 +305,71 @@ uint32_t cs_token2wav_stream_read(cs_token2wav_stream *s, uint32_t n, float *out
     }
     return n;
 }
+
+/* ---- As the component of a generator engine ---- */
+
+cs_generator *cs_token2wav_generator(cs_token2wav *token2wav)
+{
+    return &token2wav->generator;
+}
+
+static cs_generation *generator_open(cs_generator *generator, const char *voice, uint64_t seed,
+                                     GError **error)
+{
+    const cs_token2wav_options options = {.seed = seed};
+    return (cs_generation *)cs_token2wav_stream_new((cs_token2wav *)generator, voice, &options,
+                                                    error);
+}
+
+static void generator_close(cs_generation *generation)
+{
+    cs_token2wav_stream_free((cs_token2wav_stream *)generation);
+}
+
+static bool generator_push(cs_generation *generation, uint32_t n, const int32_t *codes, bool last,
+                           GError **error)
+{
+    return cs_token2wav_stream_push((cs_token2wav_stream *)generation, n, codes, last, error);
+}
+
+static bool generator_ready(const cs_generation *generation)
+{
+    return cs_token2wav_stream_ready((const cs_token2wav_stream *)generation);
+}
+
+static bool generator_finished(const cs_generation *generation)
+{
+    return cs_token2wav_stream_finished((const cs_token2wav_stream *)generation);
+}
+
+static bool generator_step(cs_generator *generator, uint32_t n, cs_generation *const *generations,
+                           GError **error)
+{
+    return cs_token2wav_step((cs_token2wav *)generator, n,
+                             (cs_token2wav_stream *const *)generations, error);
+}
+
+static uint32_t generator_unread(const cs_generation *generation)
+{
+    return cs_token2wav_stream_unread((const cs_token2wav_stream *)generation);
+}
+
+static uint32_t generator_read(cs_generation *generation, uint32_t n, float *out)
+{
+    return cs_token2wav_stream_read((cs_token2wav_stream *)generation, n, out);
+}
+
+static void generator_free(cs_generator *generator)
+{
+    cs_token2wav_free((cs_token2wav *)generator);
+}
+
+static const cs_generator_ops generator_ops = {.open = generator_open,
+                                               .close = generator_close,
+                                               .push = generator_push,
+                                               .ready = generator_ready,
+                                               .finished = generator_finished,
+                                               .step = generator_step,
+                                               .unread = generator_unread,
+                                               .read = generator_read,
+                                               .free = generator_free};

@@ -17,6 +17,7 @@
 #ifndef CS_MODELS_QWEN2_5_OMNI_TOKEN2WAV_H
 #define CS_MODELS_QWEN2_5_OMNI_TOKEN2WAV_H
 
+#include "models/generator.h"
 #include "models/qwen2_5_omni/dit.h"
 #include "models/qwen2_5_omni/vocoder.h"
 #include "models/speech.h"
@@ -28,6 +29,9 @@ cs_token2wav *cs_token2wav_load(cs_loader *loader, cs_compute *compute,
                                 const cs_qwen2_5_omni_config *config);
 void cs_token2wav_free(cs_token2wav *token2wav); /* accepts NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_token2wav, cs_token2wav_free)
+
+/* As the component of a generator engine, which frees it then; streams have the default cut. */
+cs_generator *cs_token2wav_generator(cs_token2wav *token2wav);
 
 const cs_speakers *cs_token2wav_speakers(const cs_token2wav *token2wav);
 int64_t cs_token2wav_samples_per_code(const cs_token2wav *token2wav); /* 480 at 24 kHz */
