@@ -261,6 +261,7 @@ class Talks:
     """An endless supply of conversations."""
 
     SYSTEMS = (grammar.SYSTEM,) * 18 + (tokens.LONG_SYSTEM, "You are a helpful assistant. Answer briefly.")
+    SILENT = {"typed": 70, "pair": 18, "small": 9, "blind": 3}
     SHARES = {"typed": 30, "spoken": 26, "heard": 24, "pair": 9, "small": 6, "blind": 2}
 
     def __init__(self, folder, tokenizer, seed, most: int):
@@ -272,13 +273,17 @@ class Talks:
         self._prose = tokens.general_text()
 
     def draw(self, kind: str | None = None) -> Talk:
-        kind = kind or self.rng.choices(list(self.SHARES), list(self.SHARES.values()))[0]
+        """A conversation of a kind, of any kind (None), or of any kind without sounds ("silent")."""
+        self._silent = kind == "silent"
+        if kind is None or self._silent:
+            shares = self.SILENT if self._silent else self.SHARES
+            kind = self.rng.choices(list(shares), list(shares.values()))[0]
         talk = self.writer.start(self.rng.choice(self.SYSTEMS))
         return getattr(self, "_" + kind)(talk)
 
     def _spoken_of(self, text: str):
         """The sound of a question, or None when no voice has said it."""
-        found = self._by_text.get(text)
+        found = None if self._silent else self._by_text.get(text)
         if not found:
             return None
         mel, (_, phonemes) = self.questions.item(self.rng.choice(found))
@@ -295,7 +300,8 @@ class Talks:
 
     def _room(self):
         """How long a conversation may grow before it gets no further question: some stay short, and rows fill up."""
-        return self._most - 15 if self.rng.random() < 0.5 else self.rng.randrange(30, self._most)
+        long = self.rng.random() < (0.85 if self._silent else 0.5)
+        return self._most - 15 if long else self.rng.randrange(30, self._most)
 
     def _turns(self, talk, scene, room, spoken_share):
         """Further questions about the same picture while they fit."""
@@ -405,9 +411,11 @@ class Shape:
     sounds: int = 42
     wanted: int = 1536
     phonemes: int = 96
-    kind: str | None = None  # of all conversations, if not mixed
+    kind: str | None = None  # of all conversations (Talks.draw)
 
 
+# Most batches: typed questions, for which the audio encoder need not run.
+SILENT = Shape(kind="silent")
 # Clips are long: 144 tokens a frame pair.
 CLIPS = Shape(rows=6, length=384, stills=0, moving=12, patches=pictures.MAX_CLIP_PATCHES, chunks=6, sounds=6,
               wanted=256, kind="clip")

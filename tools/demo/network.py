@@ -180,6 +180,15 @@ def vision_tables(grids=GRIDS, most: int = pictures.MAX_PATCHES, config: dict = 
     return {"cos": angles.cos(), "sin": angles.sin(), "full": mask(full), "near": mask(near)}
 
 
+def cell_table(grids=GRIDS, most: int = pictures.MAX_PATCHES) -> torch.Tensor:
+    """Which ninth of the picture each merged token's centre lies in [grids, most / 4]; -100 where there is no token."""
+    table = torch.full((len(grids), most // 4), -100)
+    for k, (rows, columns) in enumerate(grids):
+        y, x = ((torch.arange(side // 2) * 6 + 3) // side for side in (rows, columns))
+        table[k, :rows * columns // 4] = (y[:, None] * 3 + x).flatten()
+    return table
+
+
 def vision(w, tables, pixels, still: int, grid, light, config: dict = CONFIG):
     """Encode pictures: (patch features [n, most, v_hidden], merged tokens [n, most / 4, hidden]).
 

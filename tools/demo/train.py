@@ -3,15 +3,18 @@
     python train.py WORK --steps 6000 --seed 1
 
 WORK holds the pools (built when missing), checkpoint.pt (written every few minutes; a later run goes on from it) and
-log.jsonl. The learning rate is level and falls to zero over the last 30 % of --steps.
+log.jsonl. The learning rate is level and falls to zero over the last 30 % of --steps. A file WORK/steps with a number
+overrides --steps while the training runs: on a machine that is shared, nobody knows beforehand how fast it goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
+import signal
 import time
 
 import torch
@@ -24,7 +27,8 @@ import tokenizer as tokens
 
 AUXILIARY = 0.3  # weight of the auxiliary losses beside the answers' loss
 ENCODERS = 0.08  # share of the steps that trains the encoders alone
-CLIP_EVERY = 10  # steps
+CLIP_EVERY = 16  # steps
+MIXED_EVERY = 3  # steps; the others are silent
 FALL = 0.3  # share of the steps over which the learning rate falls
 
 
@@ -91,7 +95,7 @@ class Trainer:
         self.weights = network.init(seed)
         generator = torch.Generator().manual_seed(seed + 1)
         for name, out, size in (("phoneme", len(self.alphabet) + 1, c["hidden"]), ("under", 9, c["v_hidden"]),
-                                ("held", 7 + 8 + 2, c["hidden"])):
+                                ("held", 7 + 8 + 2, c["hidden"]), ("cell", 9, c["hidden"])):
             self.weights[f"aux.{name}.weight"] = torch.randn(out, size, generator=generator) / math.sqrt(size)
         for weight in self.weights.values():
             weight.requires_grad_()
@@ -100,9 +104,9 @@ class Trainer:
 
     def _of(self, shape: data.Shape):
         """The three networks compiled for the shapes of one kind of batch."""
+        shape = dataclasses.replace(shape, kind=None)  # silent batches have the shapes of mixed ones
         if shape not in self._networks:
-            grids = network.GRIDS if shape.stills else network.CLIP_GRIDS
-            tables = network.vision_tables(grids, shape.patches)
+            tables = network.vision_tables(_grids(shape), shape.patches)
             see = lambda w, p, g, l: network.vision(w, tables, p, shape.stills, g, l)
             hear = lambda w, m, f: network.audio(w, m, f)
             read = lambda *arguments: network.text(*arguments)
@@ -118,14 +122,20 @@ class Trainer:
         w = self.weights
         see, hear, _ = self._of(b["shape"])
         seen, merged = see({k: v for k, v in w.items() if ".visual." in k}, b["pixels"], b["grid"], light)
-        heard = hear({k: v for k, v in w.items() if ".audio_tower." in k}, b["mel"], b["frames"])
+        if (b["phoneme_count"] > 0).any():
+            heard = hear({k: v for k, v in w.items() if ".audio_tower." in k}, b["mel"], b["frames"])
+        else:
+            heard = torch.zeros(b["mel"].shape[0], b["mel"].shape[1] // 4, merged.shape[-1], dtype=merged.dtype)
         return seen, merged, heard.reshape(-1, heard.shape[-1])
 
     def auxiliary(self, b, seen, merged, heard):
         """Losses that tell the encoders what is where in a picture and which phonemes are in a sound."""
-        w, stills, found = self.weights, b["shape"].stills, {}
+        w, stills = self.weights, b["shape"].stills
+        cells = network.cell_table(_grids(b["shape"]), b["shape"].patches)[b["grid"]]
+        found = {"cell": F.cross_entropy(F.linear(merged.float(), w["aux.cell.weight"]).flatten(0, 1),
+                                         cells.flatten())}
         if stills:
-            found = self._seen(b, seen[:stills].float(), merged[:stills].float())
+            found |= self._seen(b, seen[:stills].float(), merged[:stills].float())
         sounds = b["phoneme_count"] > 0
         if sounds.any():
             spoken = F.linear(heard[b["sound_index"][sounds]].float(), w["aux.phoneme.weight"]).log_softmax(-1)
@@ -167,6 +177,10 @@ class Trainer:
                 right, total = found.setdefault(kind, [0, 0])
                 found[kind] = [right + (number not in bad), total + 1]
         return {kind: tuple(pair) for kind, pair in sorted(found.items())}
+
+
+def _grids(shape: data.Shape):
+    return network.GRIDS if shape.stills else network.CLIP_GRIDS
 
 
 def summary(exact: dict[str, tuple[int, int]]) -> dict[str, float]:
@@ -213,7 +227,7 @@ def batches(options, trainer, first):
     """An endless supply of training batches for each shape, made by one process each."""
     return {shape: iter(torch.utils.data.DataLoader(
         supply(options, trainer, "pools", options.seed + first, shape), batch_size=None, num_workers=1,
-        prefetch_factor=4)) for shape in (data.Shape(), data.CLIPS)}
+        prefetch_factor=4)) for shape in (data.Shape(), data.SILENT, data.CLIPS)}
 
 
 def main() -> None:
@@ -237,32 +251,47 @@ def main() -> None:
     train_on = batches(options, trainer, first)
     log = (options.work / "log.jsonl").open("a")
     sums, since, saved_at = {}, time.time(), time.time()
-    for step in range(first, options.steps):
-        alone = step < ENCODERS * options.steps
-        b = next(train_on[data.CLIPS if not alone and step % CLIP_EVERY == 0 else data.Shape()])
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))  # saves before it ends
+    step, steps = first, planned(options)
+    while step < steps and not stopped:
+        alone = step < ENCODERS * steps
+        b = next(train_on[_shape_at(step, alone)])
         found = trainer.losses(b, not alone)
         weight = 1.0 if alone else AUXILIARY
         sum(value * (1.0 if name in ("answer", "clip") else weight) for name, value in found.items()).backward()
         torch.nn.utils.clip_grad_norm_(list(trainer.weights.values()), 5.0)
-        optimizer.step(rate_at(step, options.steps, options.rate))
+        optimizer.step(rate_at(step, steps, options.rate))
         with torch.no_grad():
             keep = min(0.998, (step + 1) / (step + 20))
             torch._foreach_lerp_(list(average.values()), list(trainer.weights.values()), 1 - keep)
         for weight in trainer.weights.values():
             weight.grad = None
         for name, value in found.items():
-            total = sums.setdefault(name, [0.0, 0])
-            sums[name] = [total[0] + float(value.detach()), total[1] + 1]
-        if (step + 1) % 50 == 0:
-            line = {"step": step + 1, "seconds": round((time.time() - since) / 50, 3)}
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = total + float(value.detach()), count + 1
+        step += 1
+        if step % 50 == 0:
+            line = {"step": step, "seconds": round((time.time() - since) / 50, 3)}
             write(log, line | {name: round(total / count, 4) for name, (total, count) in sums.items()})
-            sums, since = {}, time.time()
-        if (step + 1) % options.test_every == 0 or step + 1 == options.steps:
-            test(trainer, average, tests, log, step + 1)
+            sums, since, steps = {}, time.time(), planned(options)
+        if step % options.test_every == 0 or step >= steps:
+            test(trainer, average, tests, log, step)
             since = time.time()
-        if time.time() - saved_at > 180 or step + 1 == options.steps:
-            save(path, step + 1, trainer, average, optimizer)
+        if time.time() - saved_at > 180 or step >= steps or stopped:
+            save(path, step, trainer, average, optimizer)
             saved_at = time.time()
+
+
+def _shape_at(step: int, alone: bool) -> data.Shape:
+    if not alone and step % CLIP_EVERY == 0:
+        return data.CLIPS
+    return data.Shape() if alone or step % MIXED_EVERY == 0 else data.SILENT
+
+
+def planned(options) -> int:
+    override = options.work / "steps"
+    return int(override.read_text()) if override.exists() else options.steps
 
 
 def test(trainer, average, tests, log, step) -> None:
