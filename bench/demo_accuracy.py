@@ -4,7 +4,7 @@
     bench/demo_accuracy.py SET [--url http://127.0.0.1:8000] [--binary build/cornserve] [--model models/demo]
 
 SET is a folder written by tools/demo/make held-out. Without --url the program is started here and stopped at the end.
-Needs nothing but Python. Prints a line a skill: exactly right answers, and word errors for transcription; --json FILE
+With --answers FILE nothing is asked: the answers of tools/demo/make answer are counted. Needs nothing but Python. Prints a line a skill: exactly right answers, and word errors for transcription; --json FILE
 keeps every answer. An answer counts when it is the expected text to the letter; in word errors case and punctuation do
 not count.
 """
@@ -27,7 +27,7 @@ TYPES = {"png": "image/png", "jpg": "image/jpeg", "mp4": "video/mp4"}
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", type=pathlib.Path)
+    parser.add_argument("set", type=pathlib.Path, nargs="?")
     parser.add_argument("--url")
     parser.add_argument("--binary", default="build/cornserve")
     parser.add_argument("--model", default="models/demo")
@@ -35,7 +35,11 @@ def parse():
     parser.add_argument("--skills", default="", help="only skills that start with one of these, comma separated")
     parser.add_argument("--limit", type=int, help="at most so many requests a skill")
     parser.add_argument("--json", type=pathlib.Path)
-    return parser.parse_args()
+    parser.add_argument("--answers", type=pathlib.Path)
+    options = parser.parse_args()
+    if not options.set and not options.answers:
+        parser.error("a held-out set or --answers is needed")
+    return options
 
 
 def with_data(messages, folder):
@@ -95,48 +99,57 @@ def word_errors(said, expected):
     return row[-1], len(b)
 
 
+def ask(options, url):
+    """Ask every request of the set, one after another: the answers, and the seconds they took."""
+    wanted = tuple(s for s in options.skills.split(",") if s)
+    asked, kept, seconds = collections.Counter(), [], 0.0
+    model = call(url + "/v1/models")["data"][0]["id"]
+    for line in read(options.set / "requests.jsonl"):
+        skill = line["skill"]
+        if (wanted and not skill.startswith(wanted)) or (options.limit and asked[skill] >= options.limit):
+            continue
+        asked[skill] += 1
+        body = {"model": model, "temperature": 0, "max_tokens": 96, "modalities": ["text"],
+                "messages": with_data(line["messages"], options.set)}
+        began = time.time()
+        said = call(url + "/v1/chat/completions", body)["choices"][0]["message"]["content"]
+        seconds += time.time() - began
+        kept.append({"skill": skill, "expected": line["answer"], "said": said})
+    return kept, seconds
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def main():
     options = parse()
-    lines = [json.loads(line) for line in (options.set / "requests.jsonl").read_text().splitlines()]
-    wanted = tuple(s for s in options.skills.split(",") if s)
+    if options.answers:
+        report(read(options.answers))
+        return
     server, url = (None, options.url.rstrip("/")) if options.url else start(options)
-    tally = collections.defaultdict(lambda: [0, 0, 0, 0])  # right, all, word errors, words
-    kept, seconds = [], 0.0
     try:
-        model = call(url + "/v1/models")["data"][0]["id"]
-        for line in lines:
-            skill = line["skill"]
-            group = tally[skill]
-            if (wanted and not skill.startswith(wanted)) or (options.limit and group[1] >= options.limit):
-                continue
-            body = {"model": model, "temperature": 0, "max_tokens": 96, "modalities": ["text"],
-                    "messages": with_data(line["messages"], options.set)}
-            began = time.time()
-            said = call(url + "/v1/chat/completions", body)["choices"][0]["message"]["content"]
-            seconds += time.time() - began
-            errors, count = word_errors(said, line["answer"])
-            for k, value in enumerate((said == line["answer"], 1, errors, count)):
-                group[k] += value
-            kept.append({"skill": skill, "expected": line["answer"], "said": said})
+        kept, seconds = ask(options, url)
     finally:
         if server:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(10)
-    report(tally, seconds, len(kept))
+    report(kept)
+    print(f"{len(kept)} requests, {1000 * seconds / max(1, len(kept)):.0f} ms each, one after another")
     if options.json:
         options.json.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-def report(tally, seconds, count):
-    groups = collections.defaultdict(lambda: [0, 0, 0, 0])
-    for skill, numbers in tally.items():
-        for name in {skill, skill.split(":")[0]}:
+def report(lines):
+    groups = collections.defaultdict(lambda: [0, 0, 0, 0])  # right, all, word errors, words
+    for line in lines:
+        errors, count = word_errors(line["said"], line["expected"])
+        numbers = (line["said"] == line["expected"], 1, errors, count)
+        for name in {line["skill"], line["skill"].split(":")[0]}:
             groups[name] = [a + b for a, b in zip(groups[name], numbers)]
     print(f"{'skill':32} {'right':>11} {'exact':>8} {'word errors':>12}")
     for name, (right, total, errors, length) in sorted(groups.items()):
-        if total:
-            print(f"{name:32} {right:5d}/{total:5d} {100 * right / total:7.1f}% {100 * errors / length:11.1f}%")
-    print(f"{count} requests, {1000 * seconds / max(1, count):.0f} ms each, one after another")
+        print(f"{name:32} {right:5d}/{total:5d} {100 * right / total:7.1f}% {100 * errors / length:11.1f}%")
 
 
 if __name__ == "__main__":

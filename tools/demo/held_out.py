@@ -2,9 +2,12 @@
 
     python held_out.py DIR --seed 99 --count 200
 
+    python held_out.py models/demo/examples --seed 5 --examples
+
 DIR gets the media as ordinary files (PNG, WAV, MP4) and requests.jsonl, one request a line:
 {"skill": ..., "messages": OpenAI messages whose media parts name a file instead of holding data, "answer": ...}.
 Voices have settings (speed, pitch) that training never uses; half of the transcriptions also a voice it never uses.
+With --examples it is a handful of requests about few and small files with telling names, for demonstrations and tests.
 """
 
 from __future__ import annotations
@@ -30,18 +33,19 @@ class Writer:
     def __init__(self, folder: pathlib.Path, seed: int):
         self.folder, self.rng, self.lines = folder, random.Random(f"held out {seed}"), []
         self._espeak, self._prose, self._files = speech.Espeak(), tokens.general_text(), 0
+        self.names: list[str] = []  # of the next files, instead of numbers
         folder.mkdir(parents=True, exist_ok=True)
 
     def _name(self, suffix: str) -> str:
         self._files += 1
-        return f"{self._files:04d}.{suffix}"
+        return self.names.pop(0) if self.names else f"{self._files:04d}.{suffix}"
 
     def text(self, text: str) -> dict:
         return {"type": "text", "text": text}
 
     def picture(self, scene: grammar.Scene) -> dict:
         name = self._name("png")
-        pictures.draw_scene(self.rng, scene)[0].save(self.folder / name, optimize=True)
+        pictures.draw_scene(self.rng, scene)[0].save(self.folder / name, quality=92)
         return {"type": "image_url", "image_url": {"file": name}}
 
     def sound(self, text: str, unseen_variant: bool = False) -> dict:
@@ -121,16 +125,47 @@ SKILLS = {"describe": 1.0, "typed": 1.0, "spoken": 1.0, "transcribe": 1.0, "pair
           "unknown": 0.25, "blind": 0.1}
 
 
+def examples(writer: Writer) -> None:
+    """One picture asked in several ways, a second one that differs, a sentence, a clip, and small talk."""
+    rng = writer.rng
+    scene = grammar.random_scene(rng, (0, 0, 1, 0))
+    while len({t.shape for t in scene.things} | {t.color for t in scene.things}) < 6:
+        scene = grammar.random_scene(rng, (0, 0, 1, 0))
+    thing = scene.things[1]
+    writer.names = ["picture.jpg", "question.wav", "second.jpg", "sentence.wav", "clip.mp4"]
+    picture = writer.picture(scene)
+    writer.add("describe", [picture, writer.text("Describe the picture.")], grammar.describe(scene))
+    asked, place = f"Where is the {thing.color} {thing.shape}?", grammar.sentence(grammar.CELLS[thing.cell])
+    writer.add("spoken question", [picture, writer.sound(asked)], place)
+    writer.add("typed question", [picture, writer.text(asked)], place)
+    writer.add("typed question", [picture, writer.text("How many shapes are there?")], "Three.")
+    second, says = grammar.change(rng, scene)
+    while second == scene:
+        second, says = grammar.change(rng, scene)
+    writer.add("two pictures", [picture, writer.picture(second), writer.text("What differs?")], says)
+    text = grammar.spoken_sentence(rng)
+    writer.add("transcription", [writer.sound(text), writer.text("Transcribe the speech.")], text)
+    clip = grammar.Clip(grammar.random_thing(rng, 4), rng.randrange(4))
+    writer.add("clip", [writer.clip(clip), writer.text("Which way does the shape move?")],
+               grammar.sentence(grammar.DIRECTIONS[clip.direction]))
+    writer.add("small talk", [writer.text("What can you do?")], grammar.ABLE)
+    writer.add("not its world", [writer.text("What is the capital of France?")], grammar.UNKNOWN)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=99)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--examples", action="store_true")
     options = parser.parse_args()
     writer = Writer(options.folder, options.seed)
-    for skill, share in SKILLS.items():
-        for _ in range(max(1, round(options.count * share))):
-            getattr(writer, skill)()
+    if options.examples:
+        examples(writer)
+    else:
+        for skill, share in SKILLS.items():
+            for _ in range(max(1, round(options.count * share))):
+                getattr(writer, skill)()
     writer.close()
     print(f"{options.folder}: {len(writer.lines)} requests")
 

@@ -1,6 +1,6 @@
 """Trains the demo model's understanding on two CPU cores: encoders with dense auxiliary losses first, then everything.
 
-    python train.py WORK --steps 6000 --seed 1
+    python train.py WORK --steps 8000 --seed 7
 
 WORK holds the pools (built when missing), checkpoint.pt (written every few minutes; a later run goes on from it) and
 log.jsonl. The learning rate is level and falls to zero over the last 30 % of --steps. A file WORK/steps with a number
@@ -27,7 +27,7 @@ import tokenizer as tokens
 
 AUXILIARY = 0.3  # weight of the auxiliary losses beside the answers' loss
 ENCODERS = 0.08  # share of the steps that trains the encoders alone
-CLIP_EVERY = 16  # steps
+CLIP_EVERY = 13  # steps
 MIXED_EVERY = 3  # steps; the others are silent
 FALL = 0.3  # share of the steps over which the learning rate falls
 
@@ -211,8 +211,8 @@ def prepare(work: pathlib.Path, seed: int, scale: float) -> None:
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the pools")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--test-every", type=int, default=400)
