@@ -92,9 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--last", action="store_true", help="the last weights, not their running average")
     options = parser.parse_args()
     saved = torch.load(options.work / "checkpoint.pt")
-    write(options.folder, saved["average"], Tokenizer.from_file(str(options.work / "tokenizer.json")))
+    write(options.folder, saved["weights" if options.last else "average"], Tokenizer.from_file(str(options.work / "tokenizer.json")))
     print(f"{options.folder}: weights of step {saved['step']}")
 
 
