@@ -33,6 +33,12 @@ tsan: deps ## the threaded parts under ThreadSanitizer
 	@ninja -C build-tsan
 	@TSAN_OPTIONS=suppressions=$(CURDIR)/tests/tsan.supp meson test -C build-tsan --print-errorlogs --timeout-multiplier 10
 
+bench: all ## the figures of docs/SPEED.md, measured on this machine (CHECKPOINT=DIR)
+	@tools/bench $(BUILD) $(CHECKPOINT)
+
+lint: all ## layout, layers and headers of the sources
+	@tools/lint $(BUILD)
+
 demo-model: all ## make the small trained checkpoint again from its seed (hours) and print its accuracy
 	@tools/demo/make all
 
