@@ -327,10 +327,14 @@ static void modulated_norm(int64_t n, float *y, const float *x, const float *sca
     FOR_EACH_16(n, i, total += load(x + i), total += load_n(x + i, n - i));
     float mean = sum(total) / (float)n;
     v16 factor = splat(1.0f / sqrtf(sum_of_squares(n, x, mean) / (float)n + epsilon));
-    for (int64_t i = 0; i < n; i += 16) {
-        int64_t m = n - i < 16 ? n - i : 16;
-        v16 v = (load_n(x + i, m) - splat(mean)) * factor;
-        store_n(y + i, v * (splat(1.0f) + load_n(scale + i, m)) + load_n(shift + i, m), m);
+    const v16 one = splat(1.0f), middle = splat(mean);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        store(y + i, (load(x + i) - middle) * factor * (one + load(scale + i)) + load(shift + i));
+    int64_t m = n - i;
+    if (m > 0) {
+        v16 v = (load_n(x + i, m) - middle) * factor;
+        store_n(y + i, v * (one + load_n(scale + i, m)) + load_n(shift + i, m), m);
     }
 }
 
