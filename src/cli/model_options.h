@@ -7,6 +7,7 @@
 
 typedef struct {
     char *dtype, *kv_budget;
+    char *isa;
     int threads, max_context, max_batch_tokens, max_sequences, max_queued;
 } cs_cli_model_options;
 
@@ -23,6 +24,10 @@ typedef struct {
          &(o).threads,                                                                             \
          "Threads that compute (all CPUs of this process)",                                        \
          "N"},                                                                                     \
+        {"isa",    0,                                                                              \
+         0,        G_OPTION_ARG_STRING,                                                            \
+         &(o).isa, "Instruction set: amx, avx512bf16, avx512, avx2, portable (the best there is)", \
+         "NAME"},                                                                                  \
         {"kv-budget",                                                                              \
          0,                                                                                        \
          0,                                                                                        \

@@ -155,6 +155,20 @@ static bool choose_dtype(const cs_checkpoint *checkpoint, const char *name, cs_d
     return true;
 }
 
+/* The text side is read beside the weights: a tokenizer of 150,000 entries takes as long as a
+ * gigabyte. */
+typedef struct {
+    cs_model *model;
+    const char *dir;
+    GError *error;
+} text_load;
+
+static gpointer text_load_main(gpointer data)
+{
+    text_load *load = data;
+    return GINT_TO_POINTER(load_text(load->model, load->dir, &load->error));
+}
+
 cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError **error)
 {
     g_autoptr(cs_model) model = g_new0(cs_model, 1);
@@ -165,14 +179,21 @@ cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError
         return NULL;
     cs_dtype dtype;
     const cs_family *family = find_family(model->checkpoint, error);
-    if (!family || !choose_dtype(model->checkpoint, options->dtype, &dtype, error) ||
-        !load_text(model, dir, error))
+    if (!family || !choose_dtype(model->checkpoint, options->dtype, &dtype, error))
         return NULL;
     model->family = family;
     model->parameters = cs_parameters_new(options->compute);
-    if (!family->load(model, dtype, options, error) || !check_vocabulary(model, dir, error))
+    text_load text = {.model = model, .dir = dir};
+    GThread *thread = g_thread_new("load-text", text_load_main, &text);
+    bool loaded = family->load(model, dtype, options, error);
+    if (!g_thread_join(thread)) {
+        if (loaded)
+            g_propagate_error(error, text.error);
+        else
+            g_error_free(text.error);
         return NULL;
-    return g_steal_pointer(&model);
+    }
+    return loaded && check_vocabulary(model, dir, error) ? g_steal_pointer(&model) : NULL;
 }
 
 void cs_model_free(cs_model *model)

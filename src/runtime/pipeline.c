@@ -82,7 +82,8 @@ static bool load_model(cs_pipeline *p, const char *dir, const cs_pipeline_option
                        GError **error)
 {
     load_progress progress = {o};
-    p->compute = cs_compute_new(&(cs_compute_options){.n_threads = o->n_threads}, error);
+    p->compute =
+        cs_compute_new(&(cs_compute_options){.n_threads = o->n_threads, .isa = o->isa}, error);
     if (!p->compute)
         return false;
     p->model = cs_model_load(dir,

@@ -95,11 +95,12 @@ typedef struct {
 } cs_sink;
 
 typedef struct {
-    const char *dtype;            /* "auto", "f32", "bf16" */
-    uint32_t n_threads;           /* 0: all CPUs of this process */
-    size_t kv_budget_bytes;       /* 0: from free memory */
-    uint32_t max_batch_tokens;    /* 0: default */
-    uint32_t max_sequences;       /* 0: default */
+    const char *dtype;         /* "auto", "f32", "bf16" */
+    const char *isa;           /* instruction set; NULL: the best of this CPU (tensor/compute.h) */
+    uint32_t n_threads;        /* 0: all CPUs of this process */
+    size_t kv_budget_bytes;    /* 0: from free memory */
+    uint32_t max_batch_tokens; /* 0: default */
+    uint32_t max_sequences;    /* 0: default */
     uint32_t max_context_tokens;  /* 0: the model's */
     uint32_t max_queued_requests; /* 0: default; more are refused with CS_ERROR_BUSY */
     void (*progress)(void *user, const char *stage, double fraction);

@@ -268,7 +268,8 @@ static void read_vocoder(cs_json_reader *r, cs_qwen2_5_omni_vocoder_config *c)
 
 static void read_speech(cs_json_reader *r, cs_qwen2_5_omni_config *c)
 {
-    c->speaks = cs_json_bool_or(r, "enable_talker", true) && cs_json_has(r, "talker_config") &&
+    c->speaks = cs_json_bool_or(r, "enable_audio_output", true) &&
+                cs_json_bool_or(r, "enable_talker", true) && cs_json_has(r, "talker_config") &&
                 cs_json_has(r, "token2wav_config");
     if (!c->speaks)
         return;
