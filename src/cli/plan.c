@@ -236,8 +236,8 @@ static bool run_replan(const options *o, const cs_cli_plan_inputs *in, GError **
         printf("%s\n", r.explanation);
     for (guint i = 0; i < r.moves->len; i++) {
         const cs_replan_move *m = &g_array_index(r.moves, cs_replan_move, i);
-        printf("%s %d x %s on %s%s\n", m->replicas > 0 ? "start" : "stop ", ABS(m->replicas),
-               m->executor, m->node, "");
+        printf("%s %d x %s on %s\n", m->replicas > 0 ? "start" : "stop ", ABS(m->replicas),
+               m->executor, m->node);
     }
     printf("%d replicas keep running; %.1f GB of weights load\n\n", r.kept, r.moved_bytes / 1e9);
     double rate = cs_layout_rate(r.layout, NULL);
@@ -254,7 +254,7 @@ static int finish(options *o, bool ok, GError *error)
     char *all[] = {o->paths.graph,   o->paths.profiles, o->paths.workload,
                    o->paths.cluster, o->policy,         o->output,
                    o->svg,           o->html,           o->from,
-                   o->lost};
+                   o->lost,          o->shape};
     for (size_t i = 0; i < G_N_ELEMENTS(all); i++)
         g_free(all[i]);
     if (ok && cs_cli_interrupted)
