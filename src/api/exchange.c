@@ -156,8 +156,7 @@ void cs_exchange_over(cs_exchange *x)
     x->connection = NULL;
     g_clear_pointer(&x->response, MHD_destroy_response);
     g_mutex_unlock(&x->lock);
-    if (x->body)
-        cs_exchange_release_body(x);
+    cs_exchange_release_body(x);
     if (x->ops)
         x->ops->closed(x->ops_user);
     x->ops = NULL;
