@@ -17,6 +17,8 @@ static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16", "
 
 static char *golden_dir;
 static json_t *utterances;
+/* As in thinker.c. */
+static bool measuring;
 
 typedef struct {
     const char *isa;
@@ -39,6 +41,10 @@ static void check(const run *r, const char *name, const float *got, int64_t cols
     double error = golden_error(r->file, name, got, cols);
     if (error < 0)
         return;
+    if (measuring) {
+        g_print("%s %.6e\n", name, error);
+        return;
+    }
     double bar = strcmp(r->setting->dtype, "bf16") == 0 ? BAR_BF16 : BAR_F32;
     g_test_message("%s: %.2e, at most %.2e", name, error, bar);
     g_assert_cmpfloat(error, <=, bar);
@@ -184,6 +190,41 @@ static void replay(run *r, json_t *utterance)
     golden_close(&file);
 }
 
+/* All of them, or the one named ITEM. */
+static void replay_all(run *r, const char *dir, const char *item)
+{
+    g_autoptr(GError) error = NULL;
+    g_autofree char *voices = g_build_filename(dir, "spk_dict.pt", NULL);
+    g_autoptr(cs_checkpoint) checkpoint = cs_checkpoint_open(dir, &error);
+    g_assert_no_error(error);
+    cs_qwen2_5_omni_config_read(&r->config, cs_checkpoint_config(checkpoint), "config.json",
+                                &error);
+    g_assert_no_error(error);
+    g_assert_true(r->config.speaks);
+    cs_speakers_read(&r->speakers, voices, r->config.dit.voice_size, r->config.dit.n_mels,
+                     r->config.text.vocab_size, &error);
+    g_assert_no_error(error);
+    cs_parameters *parameters = cs_parameters_new(r->compute);
+    cs_loader loader = {.checkpoint = checkpoint,
+                        .parameters = parameters,
+                        .dtype =
+                            strcmp(r->setting->dtype, "bf16") == 0 ? CS_DTYPE_BF16 : CS_DTYPE_F32};
+    r->dit = cs_dit_load(&loader, r->compute, &r->config.dit, "token2wav.code2wav_dit_model");
+    r->vocoder = cs_vocoder_load(&loader, r->compute, &r->config.vocoder,
+                                 "token2wav.code2wav_bigvgan_model");
+    cs_loader_finish(&loader, &error);
+    g_assert_no_error(error);
+    size_t i;
+    json_t *utterance;
+    json_array_foreach (utterances, i, utterance)
+        if (!item || g_str_equal(json_string_value(json_object_get(utterance, "name")), item))
+            replay(r, utterance);
+    cs_dit_free(r->dit);
+    cs_vocoder_free(r->vocoder);
+    cs_speakers_clear(&r->speakers);
+    cs_parameters_free(parameters);
+}
+
 static void test_utterances(const void *data)
 {
     run r = {.setting = data};
@@ -193,42 +234,28 @@ static void test_utterances(const void *data)
         g_test_skip("this CPU lacks the instruction set");
         return;
     }
-    g_autoptr(GError) error = NULL;
     g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
-    g_autofree char *voices = g_build_filename(dir, "spk_dict.pt", NULL);
-    g_autoptr(cs_checkpoint) checkpoint = cs_checkpoint_open(dir, &error);
+    replay_all(&r, dir, NULL);
+    cs_compute_free(r.compute);
+}
+
+static void measure(const char *dir, const char *item)
+{
+    static const setting f32 = {.dtype = "f32"};
+    run r = {.setting = &f32};
+    g_autoptr(GError) error = NULL;
+    r.compute = cs_compute_new(&(cs_compute_options){.n_threads = 2}, &error);
     g_assert_no_error(error);
-    cs_qwen2_5_omni_config_read(&r.config, cs_checkpoint_config(checkpoint), "config.json", &error);
-    g_assert_no_error(error);
-    g_assert_true(r.config.speaks);
-    cs_speakers_read(&r.speakers, voices, r.config.dit.voice_size, r.config.dit.n_mels,
-                     r.config.text.vocab_size, &error);
-    g_assert_no_error(error);
-    cs_parameters *parameters = cs_parameters_new(r.compute);
-    cs_loader loader = {.checkpoint = checkpoint,
-                        .parameters = parameters,
-                        .dtype =
-                            strcmp(r.setting->dtype, "bf16") == 0 ? CS_DTYPE_BF16 : CS_DTYPE_F32};
-    r.dit = cs_dit_load(&loader, r.compute, &r.config.dit, "token2wav.code2wav_dit_model");
-    r.vocoder =
-        cs_vocoder_load(&loader, r.compute, &r.config.vocoder, "token2wav.code2wav_bigvgan_model");
-    cs_loader_finish(&loader, &error);
-    g_assert_no_error(error);
-    size_t i;
-    json_t *utterance;
-    json_array_foreach (utterances, i, utterance)
-        replay(&r, utterance);
-    cs_dit_free(r.dit);
-    cs_vocoder_free(r.vocoder);
-    cs_speakers_clear(&r.speakers);
-    cs_parameters_free(parameters);
+    measuring = true;
+    replay_all(&r, dir, item);
     cs_compute_free(r.compute);
 }
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    g_assert_cmpint(argc, ==, 2); /* golden directory */
+    g_assert_true(argc == 2 ||
+                  argc == 4); /* golden directory; to measure, a checkpoint and an item */
     golden_dir = argv[1];
     g_autofree char *path = g_build_filename(golden_dir, "speech.json", NULL);
     g_autoptr(GError) error = NULL;
@@ -242,7 +269,11 @@ int main(int argc, char **argv)
             g_strdup_printf("/golden/speech/%s/%s", settings[i].isa, settings[i].dtype);
         g_test_add_data_func(name, &settings[i], test_utterances);
     }
-    int result = g_test_run();
+    int result = 0;
+    if (argc == 4)
+        measure(argv[2], argv[3]);
+    else
+        result = g_test_run();
     json_decref(root);
     return result;
 }
