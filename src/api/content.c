@@ -9,6 +9,8 @@
 #define MAX_PARTS 1024
 #define MAX_MEDIA 256
 #define MAX_PROMPTS 64
+/* What the OpenAI API makes of an image of low detail. */
+#define LOW_DETAIL_PIXELS (512 * 512)
 /* Tokens of one prompt; the context is checked later and is smaller. */
 #define MAX_PROMPT_IDS (1 << 24)
 
@@ -172,6 +174,18 @@ struct part_kind {
     const char *reduced; /* the template's word for it */
 };
 
+/* auto and high: the resolution that the model's own processor gives an image. */
+static bool read_detail(reader *r, const char *path, json_t *detail, uint32_t *max_pixels)
+{
+    const char *word = json_string_value(detail);
+    *max_pixels = g_strcmp0(word, "low") == 0 ? LOW_DETAIL_PIXELS : 0;
+    if (!detail || json_is_null(detail) || *max_pixels || g_strcmp0(word, "auto") == 0 ||
+        g_strcmp0(word, "high") == 0)
+        return true;
+    g_autofree char *param = g_strdup_printf("%s.detail", path);
+    return cs_fault_expected(r->fault, param, "\"auto\", \"low\" or \"high\"", detail);
+}
+
 /* {"url": ..., "detail": ...}; vLLM's clients also send the URL itself. */
 static bool read_url_part(reader *r, const part_kind *kind, const char *path, json_t *value)
 {
@@ -183,22 +197,19 @@ static bool read_url_part(reader *r, const part_kind *kind, const char *path, js
         return cs_fault_expected(r->fault, path, "an object with a url", value);
     if (is_object && !only_members(r, path, value, is_image ? image_members : members))
         return false;
-    json_t *detail = is_object ? json_object_get(value, "detail") : NULL;
-    if (detail && !json_is_null(detail)) {
-        const char *word = json_string_value(detail);
-        g_autofree char *param = g_strdup_printf("%s.detail", path);
-        if (g_strcmp0(word, "auto") != 0 && g_strcmp0(word, "high") != 0)
-            return cs_fault_set(r->fault, CS_ERROR_UNSUPPORTED, param,
-                                "only \"auto\" and \"high\" are supported: images are seen at the "
-                                "model's full resolution");
-    }
+    uint32_t max_pixels = 0;
+    if (is_object && !read_detail(r, path, json_object_get(value, "detail"), &max_pixels))
+        return false;
     size_t n;
     const char *text =
         is_object ? string_member(r, path, value, "url", &n) : cs_body_string(r->body, value, &n);
     if (!text)
         return false;
     cs_content_medium *medium = medium_add(r, kind->modality, path, "url");
-    return medium && locate(r, medium, text, n);
+    if (!medium)
+        return false;
+    medium->max_pixels = max_pixels;
+    return locate(r, medium, text, n);
 }
 
 static bool read_input_audio_part(reader *r, const part_kind *kind, const char *path, json_t *value)

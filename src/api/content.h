@@ -14,9 +14,10 @@ typedef struct {
 /* A medium of the request: its bytes are there, or a URL has to be fetched first. */
 typedef struct {
     cs_modality modality;
-    char *param;   /* the field it came in, "messages[0].content[1].image_url.url" */
-    GBytes *bytes; /* NULL: remote */
-    char *url;     /* NULL unless remote */
+    uint32_t max_pixels; /* as in cs_request_medium */
+    char *param;         /* the field it came in, "messages[0].content[1].image_url.url" */
+    GBytes *bytes;       /* NULL: remote */
+    char *url;           /* NULL unless remote */
 } cs_content_medium;
 
 typedef struct {

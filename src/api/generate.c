@@ -244,7 +244,7 @@ static void fill_request(job *j, uint32_t i, cs_request *request, cs_request_med
     request->media = media;
     for (guint m = 0; m < j->content.media->len; m++) {
         const cs_content_medium *medium = g_ptr_array_index(j->content.media, m);
-        media[m] = (cs_request_medium){medium->modality, medium->bytes};
+        media[m] = (cs_request_medium){medium->modality, medium->bytes, medium->max_pixels};
     }
 }
 

@@ -34,6 +34,7 @@ typedef struct {
     cs_modality modality;
     const void *data;        /* cs_image, cs_video or cs_audio of media/media.h */
     bool use_audio_in_video; /* video: interleave its own audio track */
+    uint32_t max_pixels;     /* image: resized to at most so many; 0: the processor's own limit */
 } cs_prompt_medium;
 
 /* A run of the prompt whose embeddings come from an encoder: rows [row, row + n) of the prompt are
@@ -85,7 +86,7 @@ typedef struct {
     bool (*load)(cs_model *model, cs_dtype dtype, const cs_model_options *options, GError **error);
 
     /* Builds the prompt of a rendered conversation (or of a plain text, without media): tokenises
-     * it, preprocesses the media, expands each medium's placeholder to as many tokens as its
+     * it, with the guards of cs_tokenizer_guard taken out, preprocesses the media, expands each medium's placeholder to as many tokens as its
      * encoder gives, and assigns positions. Thread-safe, also when engines have taken the
      * components over. The number and order of media must equal the placeholders in the text
      * (CS_ERROR_INVALID). */

@@ -43,6 +43,7 @@ typedef struct {
 typedef struct {
     cs_modality modality;
     GBytes *bytes;
+    uint32_t max_pixels; /* an image is shown to the model with at most so many; 0: its own limit */
 } cs_request_medium;
 
 typedef struct {

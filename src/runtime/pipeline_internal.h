@@ -61,6 +61,7 @@ struct cs_pipeline_request {
     GArray *prompt_ids; /* int32_t; NULL: a text or messages */
     GPtrArray *media;   /* GBytes * */
     cs_modality *modalities;
+    uint32_t *max_pixels; /* of images */
     bool echo, use_audio_in_video;
     cs_sampling sampling; /* arrays are owned */
     uint32_t n_choices;

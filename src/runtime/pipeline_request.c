@@ -45,6 +45,7 @@ static void request_free(cs_pipeline_request *r)
     g_ptr_array_unref(r->media);
     sampling_clear(&r->sampling);
     g_free(r->modalities);
+    g_free(r->max_pixels);
     g_free(r->encodings);
     g_free(r->answers);
     g_free(r->prompt);
@@ -94,9 +95,11 @@ static cs_pipeline_request *request_new(cs_pipeline *p, const cs_request *reques
     }
     r->media = g_ptr_array_new_with_free_func((GDestroyNotify)g_bytes_unref);
     r->modalities = g_new0(cs_modality, request->n_media + 1);
+    r->max_pixels = g_new0(uint32_t, request->n_media + 1);
     for (uint32_t i = 0; i < request->n_media; i++) {
         g_ptr_array_add(r->media, g_bytes_ref(request->media[i].bytes));
         r->modalities[i] = request->media[i].modality;
+        r->max_pixels[i] = request->media[i].max_pixels;
     }
     r->echo = request->echo;
     r->use_audio_in_video = request->use_audio_in_video;
@@ -351,7 +354,8 @@ static cs_prompt *build_from_messages(cs_pipeline_request *r, GError **error)
     cs_chat_request chat = {.messages = r->messages,
                             .tools = r->tools,
                             .extra = r->template_arguments,
-                            .add_generation_prompt = true};
+                            .add_generation_prompt = true,
+                            .guard = model->tokenizer};
     size_t text_bytes = 0;
     g_autofree char *text =
         cs_chat_template_render(model->chat_template, &chat, &text_bytes, error);
@@ -365,7 +369,10 @@ static cs_prompt *build_from_messages(cs_pipeline_request *r, GError **error)
     for (guint i = 0; i < decoded->len; i++) {
         const decoded_medium *d = &g_array_index(decoded, decoded_medium, i);
         const void *const objects[CS_N_MODALITIES] = {&d->image, &d->video, &d->audio};
-        media[i] = (cs_prompt_medium){d->modality, objects[d->modality], r->use_audio_in_video};
+        media[i] = (cs_prompt_medium){.modality = d->modality,
+                                      .data = objects[d->modality],
+                                      .use_audio_in_video = r->use_audio_in_video,
+                                      .max_pixels = r->max_pixels[i]};
     }
     return model->family->prompt(model, text, text_bytes, decoded->len, media, error);
 }

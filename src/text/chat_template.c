@@ -237,10 +237,8 @@ cs_chat_template *cs_chat_template_load(const char *dir, GError **error)
 
 static void push_json(lua_State *L, const run_args *args, json_t *value, int depth);
 
-static void push_text(lua_State *L, const run_args *args, json_t *value)
+static void push_text(lua_State *L, const run_args *args, const char *text, size_t size_bytes)
 {
-    const char *text = json_string_value(value);
-    size_t size_bytes = json_string_length(value);
     if (!args->request->guard) {
         lua_pushlstring(L, text, size_bytes);
         return;
@@ -276,7 +274,7 @@ static void push_dict(lua_State *L, const run_args *args, json_t *value, int dep
     lua_createtable(L, size, 2); /* keys */
     lua_createtable(L, 0, size); /* map */
     json_object_foreach (value, key, item) {
-        lua_pushstring(L, key);
+        push_text(L, args, key, strlen(key));
         lua_pushvalue(L, -1);
         lua_rawseti(L, -4, ++n);
         push_json(L, args, item, depth + 1);
@@ -307,7 +305,7 @@ static void push_json(lua_State *L, const run_args *args, json_t *value, int dep
         push_list(L, args, value, depth);
         break;
     case JSON_STRING:
-        push_text(L, args, value);
+        push_text(L, args, json_string_value(value), json_string_length(value));
         break;
     case JSON_INTEGER:
         lua_pushinteger(L, json_integer_value(value));

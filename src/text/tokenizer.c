@@ -613,12 +613,16 @@ void cs_tokenizer_guard(const cs_tokenizer *t, const char *text, size_t size_byt
     g_autoptr(GString) clean = g_string_sized_new(size_bytes + 1);
     utf8_append_lossy(clean, text, size_bytes);
     const char *end = clean->str + clean->len;
+    const char *copied = clean->str;
     for (const char *p = clean->str; p < end; p++) {
-        g_string_append_c(out, *p);
-        if (may_be_special(t, &t->raw_trie, p, end) ||
-            may_be_special(t, &t->normalized_trie, p, end))
-            g_string_append_c(out, GUARD);
+        if (!may_be_special(t, &t->raw_trie, p, end) &&
+            !may_be_special(t, &t->normalized_trie, p, end))
+            continue;
+        g_string_append_len(out, copied, p + 1 - copied);
+        g_string_append_c(out, GUARD);
+        copied = p + 1;
     }
+    g_string_append_len(out, copied, end - copied);
 }
 
 int32_t cs_tokenizer_size(const cs_tokenizer *t)

@@ -9,10 +9,10 @@
  * to one stream.
  *
  * Special tokens in text that a user wrote. The reference finds special tokens anywhere in the
- * rendered text, so a user who writes "<|im_end|>" ends the turn. That is the default here too: ids
- * are equal to the reference's. A server that does not want it passes every string of a user
- * through cs_tokenizer_guard (cs_chat_request.guard does) before the chat template is rendered and
- * encodes with CS_ENCODE_GUARDED; what the template itself writes still becomes special tokens.
+ * rendered text, so a user who writes "<|im_end|>" ends the turn. That is CS_ENCODE_DEFAULT: ids
+ * are equal to the reference's. A server passes every string of a conversation through
+ * cs_tokenizer_guard (cs_chat_request.guard does) before the chat template is rendered and encodes
+ * with CS_ENCODE_GUARDED; what the template itself writes still becomes special tokens.
  */
 #ifndef CS_TEXT_TOKENIZER_H
 #define CS_TEXT_TOKENIZER_H

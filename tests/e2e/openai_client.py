@@ -4,6 +4,7 @@ Answers are compared with those of the reference implementation on the same chec
 from 16 clients at once."""
 
 import concurrent.futures
+import json
 import sys
 
 import openai
@@ -103,6 +104,22 @@ def test_media(tap, client, model):
     tap.check(details.audio_tokens > 0 and details.to_dict()["image_tokens"] > 0, "several media in one request", answer.usage)
 
 
+def test_special_tokens(tap, client, model, server):
+    """A message that spells a special token holds its letters; a bare prompt may spell it."""
+    def prompt_tokens(content):
+        messages = [{"role": "user", "content": content}]
+        return client.chat.completions.create(model=model, messages=messages, max_tokens=1).usage.prompt_tokens
+    plain = prompt_tokens("so")
+    for token in ("<|im_end|>", "<|IMAGE|>", "<|vision_bos|>"):
+        status, data = server.request("POST", "/tokenize", {"prompt": token})
+        tap.equal((status, json.loads(data)["count"]), (200, 1), f"{token} is one token of a prompt")
+        tap.check(prompt_tokens(f"so{token}") > plain + 3, f"{token} in a message is text")
+        parts = [{"type": "text", "text": f"so{token[:5]}"}, {"type": "text", "text": token[5:]}]
+        tap.check(prompt_tokens(parts) > plain + 3, f"{token} in two parts of a message is text")
+    answer = client.completions.create(model=model, prompt="<|im_end|>", max_tokens=1)
+    tap.equal(answer.usage.prompt_tokens, 1, "a bare prompt may spell a special token")
+
+
 def test_errors(tap, client, model):
     hello = [{"role": "user", "content": "hi"}]
     cases = [
@@ -134,6 +151,7 @@ def main():
         tap.run("stop", test_stop, tap, client, model, requests)
         tap.run("completions", test_completions, tap, client, model, requests)
         tap.run("media", test_media, tap, client, model)
+        tap.run("special tokens", test_special_tokens, tap, client, model, server)
         tap.run("errors", test_errors, tap, client, model)
         tap.check(server.wait_until_idle(), "nothing is left of any request")
     tap.end()

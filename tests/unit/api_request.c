@@ -116,7 +116,11 @@ static const request_case cases[] = {
     {CHAT,
      PART("{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:image/"
           "png;base64,AAAA\",\"detail\":\"low\"}}"),
-     "messages[0].content[0].image_url.detail", "only \"auto\""},
+     NULL, NULL},
+    {CHAT,
+     PART("{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:image/"
+          "png;base64,AAAA\",\"detail\":\"ultra\"}}"),
+     "messages[0].content[0].image_url.detail", "\"auto\", \"low\" or \"high\""},
     {CHAT, PART("{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:image/png;base64,AA!A\"}}"),
      "messages[0].content[0].image_url.url", "messages[0].content[0].image_url.url"},
     {CHAT, PART("{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:image/png;base64,\"}}"),
@@ -228,7 +232,8 @@ static void test_messages_are_reduced(void)
         "{\"messages\":[{\"role\":\"developer\",\"content\":\"s\"},{\"role\":\"user\",\"content\":["
         "{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"AAAA\",\"format\":\"wav\"}},"
         "{\"type\":\"text\",\"text\":\"t\"},"
-        "{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:;base64,AAECAw==\"}}]}]}",
+        "{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:;base64,AAECAw==\","
+        "\"detail\":\"low\"}}]}]}",
         &fault, &params, &content));
     json_t *expected = json_loads("[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\","
                                   "\"content\":[{\"type\":\"audio\"},"
@@ -240,6 +245,8 @@ static void test_messages_are_reduced(void)
     const cs_content_medium *image = g_ptr_array_index(content.media, 1);
     g_assert_cmpint(sound->modality, ==, CS_MODALITY_AUDIO);
     g_assert_cmpint(image->modality, ==, CS_MODALITY_IMAGE);
+    g_assert_cmpuint(sound->max_pixels, ==, 0);
+    g_assert_cmpuint(image->max_pixels, ==, 512 * 512);
     g_assert_cmpuint(g_bytes_get_size(sound->bytes), ==, 3);
     g_assert_cmpuint(g_bytes_get_size(image->bytes), ==, 4);
     json_decref(expected);

@@ -192,6 +192,28 @@ static void test_patch_order(void)
     g_assert_error(error, CS_ERROR, CS_ERROR_INVALID);
 }
 
+/* A limit of a request counts beside the model's own, in both steps of the recipe. */
+static void test_limit(void)
+{
+    static const struct {
+        const char *json;
+        double limit, max, fetch_max;
+    } cases[] = {
+        {"{\"min_pixels\": 3136, \"max_pixels\": 12845056}", 262144, 262144, 262144},
+        {"{\"min_pixels\": 4000, \"max_pixels\": 12845056}", 262144, 262144, 0},
+        {"{\"min_pixels\": 4000, \"max_pixels\": 20000}", 262144, 20000, 0},
+        {"{\"min_pixels\": 300000, \"max_pixels\": 400000}", 262144, 300000, 0},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        cs_vision_config c;
+        cs_mel_config mel;
+        read_config(cases[i].json, &c, &mel, NULL);
+        cs_vision_config_limit(&c, cases[i].limit);
+        g_assert_cmpfloat(c.max_pixels, ==, cases[i].max);
+        g_assert_cmpfloat(c.image_fetch.max_pixels, ==, cases[i].fetch_max);
+    }
+}
+
 /* The spectrogram against its definition in double precision, with a padded length that is no
  * multiple of the lanes. */
 static double definition(const float *x, size_t n, size_t padded, size_t frame, size_t bin)
@@ -288,6 +310,7 @@ int main(int argc, char **argv)
     g_test_add_func("/media/preprocess/resample", test_resample);
     g_test_add_func("/media/preprocess/resample-identity", test_resample_identity);
     g_test_add_func("/media/preprocess/patch-order", test_patch_order);
+    g_test_add_func("/media/preprocess/limit", test_limit);
     g_test_add_func("/media/preprocess/mel", test_mel);
     g_test_add_func("/media/preprocess/mel-refusals", test_mel_refusals);
     return g_test_run();

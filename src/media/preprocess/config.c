@@ -92,6 +92,13 @@ void cs_vision_config_read(cs_vision_config *c, cs_json_reader *r)
     };
 }
 
+void cs_vision_config_limit(cs_vision_config *c, double max_pixels)
+{
+    c->max_pixels = CLAMP(max_pixels, c->min_pixels, c->max_pixels);
+    c->image_fetch.max_pixels =
+        CLAMP(max_pixels, c->image_fetch.min_pixels, c->image_fetch.max_pixels);
+}
+
 void cs_mel_config_read(cs_mel_config *c, cs_json_reader *r)
 {
     c->sampling_rate = (uint32_t)cs_json_int_or(r, "sampling_rate", 16000, 16000, 16000);

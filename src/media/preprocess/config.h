@@ -39,4 +39,7 @@ typedef struct {
 void cs_vision_config_read(cs_vision_config *config, cs_json_reader *reader);
 void cs_mel_config_read(cs_mel_config *config, cs_json_reader *reader);
 
+/* Images become at most max_pixels large, where the model's own limits allow that. */
+void cs_vision_config_limit(cs_vision_config *config, double max_pixels);
+
 #endif

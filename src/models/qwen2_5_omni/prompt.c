@@ -40,13 +40,15 @@ static uint32_t append_item(builder *b, const cs_prompt_item *item)
     return b->items->len - 1;
 }
 
-/* Caches must tell apart what differs in content or in shape. */
-static void hash_medium(cs_modality modality, const void *data, size_t bytes,
+/* Caches must tell apart what differs in content, in shape or in what it becomes. */
+static void hash_medium(const cs_prompt_item *item, const void *data, size_t bytes,
                         const int32_t shape[3], uint64_t out[2])
 {
-    uint64_t parts[5] = {(uint64_t)modality, (uint64_t)shape[0],
-                         (uint64_t)shape[1] << 32 | (uint32_t)shape[2]};
-    cs_siphash128((uint64_t)modality, data, bytes, parts + 3);
+    const int32_t *grid = item->input.grid;
+    uint64_t parts[7] = {(uint64_t)item->modality, (uint64_t)shape[0],
+                         (uint64_t)shape[1] << 32 | (uint32_t)shape[2], (uint64_t)grid[0],
+                         (uint64_t)grid[1] << 32 | (uint32_t)grid[2]};
+    cs_siphash128((uint64_t)item->modality, data, bytes, parts + 5);
     cs_siphash128(CS_N_MODALITIES, parts, sizeof parts, out);
 }
 
@@ -62,7 +64,7 @@ static int64_t add_patches(builder *b, cs_modality modality, cs_patches *patches
     item.input.grid[2] = (int32_t)patches->grid_w;
     int64_t merge = b->config->vision.merge_size;
     item.n_tokens = (uint32_t)((int64_t)patches->n_patches / (merge * merge));
-    hash_medium(modality, pixels, bytes, size, item.content_hash);
+    hash_medium(&item, pixels, bytes, size, item.content_hash);
     if (item.n_tokens == 0 || item.n_tokens > MAX_PROMPT_TOKENS) {
         g_free(item.owned);
         cs_fail(error, CS_ERROR_TOO_LARGE, "%s: becomes %u tokens", modality_names[modality],
@@ -72,10 +74,13 @@ static int64_t add_patches(builder *b, cs_modality modality, cs_patches *patches
     return append_item(b, &item);
 }
 
-static int64_t add_image(builder *b, const cs_image *image, GError **error)
+static int64_t add_image(builder *b, const cs_image *image, uint32_t max_pixels, GError **error)
 {
     g_auto(cs_patches) patches = {0};
-    if (!cs_patches_from_image(&b->model->vision_config, image, &patches, error))
+    cs_vision_config config = b->model->vision_config;
+    if (max_pixels > 0)
+        cs_vision_config_limit(&config, max_pixels);
+    if (!cs_patches_from_image(&config, image, &patches, error))
         return -1;
     const int32_t size[3] = {1, (int32_t)image->height, (int32_t)image->width};
     return add_patches(b, CS_MODALITY_IMAGE, &patches, image->rgb,
@@ -104,8 +109,7 @@ static int64_t add_audio(builder *b, const cs_audio *audio, GError **error)
     item.input.input = cs_tensor_view(item.owned, CS_DTYPE_F32, (int64_t)mel.n_frames, mel.n_mels);
     item.n_tokens = (uint32_t)(((int64_t)mel.n_frames - 1) / 2 + 1) / 2;
     const int32_t size[3] = {(int32_t)audio->sample_rate, 0, 0};
-    hash_medium(CS_MODALITY_AUDIO, audio->samples, audio->n_samples * sizeof(float), size,
-                item.content_hash);
+    hash_medium(&item, audio->samples, audio->n_samples * sizeof(float), size, item.content_hash);
     if (item.n_tokens == 0) {
         g_free(item.owned);
         cs_fail(error, CS_ERROR_INVALID, "audio: %zu samples are too short to hear anything in",
@@ -268,7 +272,7 @@ static void put_video_with_audio(builder *b, uint32_t video, uint32_t audio, flo
 
 static bool put_image(builder *b, const cs_prompt_medium *medium, GError **error)
 {
-    int64_t item = add_image(b, medium->data, error);
+    int64_t item = add_image(b, medium->data, medium->max_pixels, error);
     if (item < 0)
         return false;
     const grid g = make_grid(b, (uint32_t)item, b->config->image_token,
@@ -371,7 +375,7 @@ cs_prompt *cs_qwen2_5_omni_prompt(const cs_model *model, const char *text, size_
                                   uint32_t n_media, const cs_prompt_medium *media, GError **error)
 {
     g_autoptr(GArray) text_ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
-    if (!cs_tokenizer_encode(model->tokenizer, text, text_bytes, CS_ENCODE_DEFAULT, text_ids,
+    if (!cs_tokenizer_encode(model->tokenizer, text, text_bytes, CS_ENCODE_GUARDED, text_ids,
                              error))
         return NULL;
     builder b = {.model = model,
