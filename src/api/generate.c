@@ -219,7 +219,8 @@ static void on_done(void *user, const cs_usage *usage, const GError *error)
     job_unref(j);
 }
 
-static const cs_sink sink = {on_start, on_piece, on_finish, on_done};
+static const cs_sink sink = {
+    .on_start = on_start, .on_piece = on_piece, .on_finish = on_finish, .on_done = on_done};
 
 /* ---- submission ---- */
 

@@ -8,6 +8,7 @@
 typedef struct {
     char *dtype, *kv_budget;
     char *isa;
+    gboolean no_speech;
     int threads, max_context, max_batch_tokens, max_sequences, max_queued;
 } cs_cli_model_options;
 
@@ -56,6 +57,13 @@ typedef struct {
          &(o).max_sequences,                                                                       \
          "Answers written at the same time (64)",                                                  \
          "N"},                                                                                     \
+        {"no-speech",                                                                              \
+         0,                                                                                        \
+         0,                                                                                        \
+         G_OPTION_ARG_NONE,                                                                        \
+         &(o).no_speech,                                                                           \
+         "Leave out what speaks, and its memory",                                                  \
+         NULL},                                                                                    \
     {                                                                                              \
         "max-queued", 0, 0, G_OPTION_ARG_INT, &(o).max_queued,                                     \
             "Requests accepted before others are refused (1024)", "N"                              \

@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/os.h"
 #include "cli/model_options.h"
+#include "media/encode.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 
 static cs_cli_model_options model_options;
 static char **images, **sounds, **videos, **stops;
-static char *system_text;
+static char *system_text, *speak_file, *voice_name;
 static double temperature = -1, top_p = -1, min_p = -1;
 static int top_k = -1, max_tokens = 0;
 static gint64 seed = -1;
@@ -41,6 +42,10 @@ static const GOptionEntry entries[] = {
     {"seed", 0, 0, G_OPTION_ARG_INT64, &seed, "The same seed draws the same answer", "N"},
     {"stop", 0, 0, G_OPTION_ARG_STRING_ARRAY, &stops,
      "End the answer before this text; may be repeated", "TEXT"},
+    {"speak", 0, 0, G_OPTION_ARG_FILENAME, &speak_file,
+     "Also speak the answer: a .wav, .mp3, .flac, .opus or .pcm16 file", "FILE"},
+    {"voice", 0, 0, G_OPTION_ARG_STRING, &voice_name, "Who speaks (the model's own choice)",
+     "NAME"},
     {"usage", 0, 0, G_OPTION_ARG_NONE, &show_usage, "Afterwards show token counts and speed", NULL},
     CS_CLI_MODEL_ENTRIES(model_options),
     {NULL},
@@ -132,10 +137,11 @@ typedef struct {
     GMutex lock;
     GCond changed;
     GString *news;
+    GArray *speech; /* float */
     bool done;
     GError *error;
     cs_usage usage;
-    int64_t first_us, done_us;
+    int64_t first_us, first_audio_us, done_us;
 } answer;
 
 static void on_start(void *user, uint32_t prompt_tokens)
@@ -170,7 +176,21 @@ static void on_done(void *user, const cs_usage *usage, const GError *error)
     g_mutex_unlock(&a->lock);
 }
 
-static const cs_sink sink = {on_start, on_piece, on_finish, on_done};
+static void on_audio(void *user, uint32_t n, const float *samples)
+{
+    answer *a = user;
+    g_mutex_lock(&a->lock);
+    if (!a->first_audio_us)
+        a->first_audio_us = cs_now_us();
+    g_array_append_vals(a->speech, samples, n);
+    g_mutex_unlock(&a->lock);
+}
+
+static const cs_sink sink = {.on_start = on_start,
+                             .on_piece = on_piece,
+                             .on_finish = on_finish,
+                             .on_audio = on_audio,
+                             .on_done = on_done};
 
 /* Prints until the answer is complete; `all` collects it. */
 static void print_answer(answer *a, GString *all)
@@ -192,7 +212,7 @@ static void print_answer(answer *a, GString *all)
     fflush(stdout);
 }
 
-static void print_usage(const answer *a, int64_t begun_us)
+static void print_usage(const answer *a, int64_t begun_us, uint32_t rate)
 {
     double decode_s = (double)(a->done_us - a->first_us) * 1e-6;
     fprintf(stderr,
@@ -202,6 +222,64 @@ static void print_usage(const answer *a, int64_t begun_us)
             decode_s > 0 && a->usage.completion_tokens > 1
                 ? (a->usage.completion_tokens - 1) / decode_s
                 : 0);
+    double speech_s = rate ? (double)a->speech->len / rate : 0;
+    if (speech_s > 0)
+        fprintf(stderr, "%.2f s of speech; first after %.0f ms, %.2f s of work for a second\n",
+                speech_s, (double)(a->first_audio_us - begun_us) / 1000,
+                (double)(a->done_us - begun_us) * 1e-6 / speech_s);
+}
+
+/* ---- speech ---- */
+
+/* By the file's ending. */
+static bool speech_format(cs_audio_format *format, GError **error)
+{
+    const char *ending = strrchr(speak_file, '.');
+    if (ending && cs_audio_format_parse(ending + 1, format))
+        return true;
+    return cs_fail(error, CS_ERROR_INVALID,
+                   "--speak %s: expected a file name that ends with .wav, .mp3, .flac, .opus or "
+                   ".pcm16",
+                   speak_file);
+}
+
+/* Compressed formats are made in a process of their own. */
+static bool open_speech_pool(cs_audio_format format, cs_media_pool **pool, GError **error)
+{
+    *pool = NULL;
+    if (format == CS_AUDIO_WAV || format == CS_AUDIO_PCM16)
+        return true;
+    *pool = cs_media_pool_new(&CS_MEDIA_POOL_OPTIONS_DEFAULT, error);
+    return *pool != NULL;
+}
+
+static bool write_speech(const GArray *speech, uint32_t rate, GError **error)
+{
+    cs_audio_format format;
+    cs_media_pool *pool;
+    if (!speech_format(&format, error) || !open_speech_pool(format, &pool, error))
+        return false;
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    cs_audio_encoder *encoder = cs_audio_encoder_new(format, rate, speech->len, pool, bytes, error);
+    bool ok = encoder &&
+              cs_audio_encoder_write(encoder, (const float *)(void *)speech->data, speech->len,
+                                     bytes, error) &&
+              cs_audio_encoder_finish(encoder, bytes, error) &&
+              g_file_set_contents(speak_file, (const char *)bytes->data, bytes->len, error);
+    cs_audio_encoder_free(encoder);
+    if (pool)
+        cs_media_pool_free(pool);
+    return ok;
+}
+
+static bool fill_voice(const cs_pipeline *pipeline, cs_voice *voice, GError **error)
+{
+    if (!speak_file)
+        return true;
+    cs_pipeline_voice_defaults(pipeline, voice);
+    if (voice_name || !voice->name) /* without a voice the check says that it does not speak */
+        voice->name = voice_name ? voice_name : "";
+    return cs_pipeline_voice_check(pipeline, voice->name, error);
 }
 
 static void medium_clear(gpointer item)
@@ -217,9 +295,10 @@ static bool ask(cs_pipeline *pipeline, json_t *messages, GArray *media, GError *
                           .media = (const cs_request_medium *)media->data,
                           .use_audio_in_video = audio_in_video,
                           .n_choices = 1};
-    if (!fill_sampling(pipeline, &request.sampling, error))
+    if (!fill_sampling(pipeline, &request.sampling, error) ||
+        !fill_voice(pipeline, &request.voice, error))
         return false;
-    answer a = {.news = g_string_new(NULL)};
+    answer a = {.news = g_string_new(NULL), .speech = g_array_new(FALSE, FALSE, sizeof(float))};
     g_autoptr(GString) all = g_string_new(NULL);
     int64_t begun_us = cs_now_us();
     cs_pipeline_request *handle = cs_pipeline_submit(pipeline, &request, &sink, &a, error);
@@ -228,13 +307,16 @@ static bool ask(cs_pipeline *pipeline, json_t *messages, GArray *media, GError *
         cs_pipeline_release(handle);
     }
     if (handle && !a.error && show_usage)
-        print_usage(&a, begun_us);
+        print_usage(&a, begun_us, cs_pipeline_audio_rate(pipeline));
+    bool spoken = !handle || a.error || !speak_file ||
+                  write_speech(a.speech, cs_pipeline_audio_rate(pipeline), error);
     g_string_free(a.news, TRUE);
+    g_array_unref(a.speech);
     json_array_append_new(messages,
                           json_pack("{s:s,s:s}", "role", "assistant", "content", all->str));
     if (a.error)
         g_propagate_error(error, a.error);
-    return handle && !a.error;
+    return handle && !a.error && spoken;
 }
 
 /* ---- one question, or a conversation ---- */
@@ -296,6 +378,12 @@ static bool run(const char *dir, const char *prompt, GError **error)
     bool from_stdin = prompt ? strcmp(prompt, "-") == 0 : !isatty(STDIN_FILENO);
     if (from_stdin && !(read = read_stdin(error)))
         return false;
+    cs_audio_format format;
+    if (speak_file && !speech_format(&format, error))
+        return false;
+    if (voice_name && !speak_file)
+        return cs_fail(error, CS_ERROR_INVALID, "--voice is for --speak FILE");
+    model_options.no_speech |= !speak_file; /* nothing else would use it */
     cs_pipeline *pipeline = cs_cli_load_model(dir, &model_options, error);
     if (!pipeline)
         return false;

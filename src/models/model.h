@@ -73,7 +73,7 @@ typedef struct {
     cs_compute *compute; /* borrowed; must outlive the model */
     const char
         *dtype;  /* of weights and KV cache: "f32", "bf16"; "auto" or NULL: as the checkpoint's */
-    bool speech; /* load what speaks too; CS_ERROR_UNSUPPORTED when the checkpoint cannot */
+    bool speech; /* load what speaks too, if the checkpoint has it */
     /* Called from the loading thread as bytes of weights are packed; may be NULL. */
     void (*progress)(void *user, size_t done_bytes, size_t total_bytes);
     void *user;
@@ -111,7 +111,7 @@ struct cs_model {
      * over (an engine) sets it to NULL and frees it before the model. */
     cs_llm *llm;
     cs_encoder *encoders[CS_N_MODALITIES];
-    cs_speech *speech; /* NULL: not asked for */
+    cs_speech *speech; /* NULL: not asked for, or the checkpoint has none */
     /* Preprocessing. */
     cs_vision_config vision_config;
     cs_mel_config mel_config;

@@ -25,6 +25,7 @@ typedef struct {
      */
     int32_t n_codes;
     int32_t text_end, text_pad; /* of the main LLM's vocabulary */
+    const char *voice;          /* of a request that names none, if the checkpoint has it */
     /* Sampling of a request that says nothing. */
     float temperature, top_p, repetition_penalty;
     int32_t top_k;

@@ -89,6 +89,7 @@ static bool load_model(cs_pipeline *p, const char *dir, const cs_pipeline_option
     p->model = cs_model_load(dir,
                              &(cs_model_options){.compute = p->compute,
                                                  .dtype = o->dtype,
+                                                 .speech = !o->no_speech,
                                                  .progress = on_load_progress,
                                                  .user = &progress},
                              error);
@@ -105,6 +106,7 @@ static bool start_llm(cs_pipeline *p, const cs_pipeline_options *o, GError **err
                                      .max_context_tokens = o->max_context_tokens,
                                      .max_queued_requests = p->max_queued_requests,
                                      .mixed_step_target_us = MIXED_STEP_TARGET_US,
+                                     .hidden_states = p->model->speech != NULL,
                                      .turn = p->turn};
     cs_llm *llm = g_steal_pointer(&p->model->llm); /* the engine's now */
     p->kv_block_bytes = llm->kv_block_bytes;
@@ -114,7 +116,7 @@ static bool start_llm(cs_pipeline *p, const cs_pipeline_options *o, GError **err
     if (!p->llm)
         return false;
     p->max_tokens = cs_llm_engine_max_tokens(p->llm);
-    return true;
+    return pipeline_voices_start(p, &options, error);
 }
 
 static bool start_encoders(cs_pipeline *p, GError **error)
@@ -200,12 +202,14 @@ void cs_pipeline_free(cs_pipeline *p)
         if (m != CS_MODALITY_VIDEO || !shared)
             cs_encoder_engine_free(p->encoders[m]);
     cs_llm_engine_free(p->llm);
+    pipeline_voices_stop(&p->voices);
     g_mutex_lock(&p->lock);
     while (p->n_objects > 0)
         g_cond_wait(&p->changed, &p->lock);
     g_mutex_unlock(&p->lock);
     if (p->media)
         cs_media_pool_free(p->media);
+    pipeline_voices_clear(&p->voices);
     cs_model_free(p->model);
     cs_compute_free(p->compute);
     cs_turn_free(p->turn);

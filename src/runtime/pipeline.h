@@ -1,4 +1,4 @@
-/* The pipeline: one served model, from a conversation to a stream of text.
+/* The pipeline: one served model, from a conversation to a stream of text, and of speech.
  *
  * It owns the way of a request through the components of a model on this machine: media are decoded
  * and preprocessed on worker threads, encoders run in their engine, the LLM starts its prefill on
@@ -46,6 +46,13 @@ typedef struct {
     uint32_t max_pixels; /* an image is shown to the model with at most so many; 0: its own limit */
 } cs_request_medium;
 
+/* How an answer is spoken; cs_pipeline_voice_defaults fills in the model's own. */
+typedef struct {
+    const char *name;  /* NULL: it is not spoken */
+    float temperature; /* of the talker; 0: greedy */
+    float repetition_penalty;
+} cs_voice;
+
 typedef struct {
     json_t *messages;           /* chat: OpenAI-style messages; media parts reduced to {"type":
                                    "image"|"video"|"audio"} */
@@ -60,6 +67,7 @@ typedef struct {
     bool use_audio_in_video;
     cs_sampling sampling;
     uint32_t n_choices; /* answers wanted, >= 1 */
+    cs_voice voice;     /* with one choice only; the sink has on_audio then */
 } cs_request;
 
 /* A piece of an answer. Text is whole UTF-8 characters and may be empty while bytes of one are
@@ -82,6 +90,7 @@ typedef struct {
     uint32_t cached_tokens; /* of the prompt, found in the prefix cache */
     uint32_t completion_tokens;
     uint32_t modality_tokens[CS_N_MODALITIES]; /* of the prompt */
+    uint32_t speech_tokens;                    /* codes spoken; not among completion_tokens */
 } cs_usage;
 
 typedef struct {
@@ -91,6 +100,9 @@ typedef struct {
         uint32_t prompt_tokens); /* prompt accepted: nothing of the caller's can be wrong now */
     void (*on_piece)(void *user, const cs_piece *piece);
     void (*on_finish)(void *user, uint32_t choice, cs_finish_reason reason);
+    /* The next samples of the speech in [-1, 1], mono at cs_pipeline_audio_rate, while the text is
+     * still being written and after its on_finish; borrowed. Complete when on_done has no error. */
+    void (*on_audio)(void *user, uint32_t n, const float *samples);
     /* error NULL: every choice has finished. Otherwise nothing more comes; borrowed. */
     void (*on_done)(void *user, const cs_usage *usage, const GError *error);
 } cs_sink;
@@ -103,6 +115,7 @@ typedef struct {
     uint32_t max_batch_tokens; /* 0: default */
     uint32_t max_sequences;    /* 0: default */
     uint32_t max_context_tokens;  /* 0: the model's */
+    bool no_speech;               /* leave out what speaks, and its memory */
     uint32_t max_queued_requests; /* 0: default; more are refused with CS_ERROR_BUSY */
     void (*progress)(void *user, const char *stage, double fraction);
     void *progress_user;
@@ -129,6 +142,14 @@ bool cs_pipeline_takes(const cs_pipeline *pipeline, cs_modality modality);
 /* The longest prompt and answer together. */
 uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *pipeline);
 uint32_t cs_pipeline_vocab_size(const cs_pipeline *pipeline);
+
+/* The voices it speaks in, NULL-terminated; NULL: it does not speak, or was not to. */
+const char *const *cs_pipeline_voices(const cs_pipeline *pipeline);
+/* CS_ERROR_UNSUPPORTED or CS_ERROR_NOT_FOUND with the voices that there are. */
+bool cs_pipeline_voice_check(const cs_pipeline *pipeline, const char *name, GError **error);
+uint32_t cs_pipeline_audio_rate(const cs_pipeline *pipeline); /* of its speech, in Hz; 0: none */
+/* The model's own voice and sampling. */
+void cs_pipeline_voice_defaults(const cs_pipeline *pipeline, cs_voice *voice);
 
 /* Appends the ids (int32_t) of a text, special tokens in it included. */
 bool cs_pipeline_tokenize(const cs_pipeline *pipeline, const char *text, size_t text_bytes,

@@ -1,14 +1,25 @@
-/* What pipeline.c (life of the model and its engines) and pipeline_request.c (life of a request)
- * share. */
+/* What pipeline.c (life of the model and its engines), pipeline_request.c (life of a request) and
+ * pipeline_speech.c (its speech) share. */
 #ifndef CS_RUNTIME_PIPELINE_INTERNAL_H
 #define CS_RUNTIME_PIPELINE_INTERNAL_H
 
 #include "engine/encoder_engine.h"
+#include "engine/generator_engine.h"
 #include "engine/llm_engine.h"
 #include "media/decoder/pool.h"
 #include "models/model.h"
 #include "runtime/pipeline.h"
 #include "runtime/text_stream.h"
+
+/* What speaks; names NULL: this model does not. */
+typedef struct {
+    cs_llm_engine *talker;
+    cs_generator_engine *generator;
+    uint32_t sample_rate;
+    char **names;
+    int32_t *tokens; /* that begin the speech of each voice */
+    GArray *bans;    /* cs_token_bias */
+} pipeline_voices;
 
 struct cs_pipeline {
     char *id;
@@ -19,7 +30,8 @@ struct cs_pipeline {
     cs_llm_engine *llm;
     size_t kv_block_bytes;
     cs_encoder_engine *encoders[CS_N_MODALITIES]; /* image and video may be one */
-    cs_media_pool *media;                         /* NULL: a model of text only */
+    pipeline_voices voices;
+    cs_media_pool *media; /* NULL: a model of text only */
     uint32_t max_queued_requests;
     uint32_t max_tokens; /* of prompt and answer */
 
@@ -49,6 +61,22 @@ typedef struct {
     cs_encoder_job *job; /* under the request's lock */
 } pipeline_encoding;
 
+/* The speech of a request. */
+typedef struct {
+    uint32_t voice;
+    float temperature, repetition_penalty;
+    /* Set under the request's lock before the LLM engine has the request; later reads need no lock.
+     */
+    cs_llm_request *talker;
+    cs_generator_request *sound;
+    GArray *prompt_ids; /* int32_t */
+    /* By the LLM engine's thread. */
+    GArray *reply_ids;
+    uint32_t n_heard; /* rows of the reply */
+    uint32_t n_codes; /* by the talker's thread */
+    GMutex sink_lock; /* held while text or sound is handed out */
+} pipeline_speech;
+
 struct cs_pipeline_request {
     gint refs;
     cs_pipeline *pipeline;
@@ -65,6 +93,7 @@ struct cs_pipeline_request {
     bool echo, use_audio_in_video;
     cs_sampling sampling; /* arrays are owned */
     uint32_t n_choices;
+    pipeline_speech *speech; /* NULL: text only */
 
     /* Made by the worker that prepares it. */
     cs_prompt *built;
@@ -78,9 +107,32 @@ struct cs_pipeline_request {
     cs_llm_request *llm;      /* set once; later reads need no lock */
     bool cancelled;
     bool done;
+    uint32_t stages_left; /* engines, or the worker before them, whose end has not come */
+    GError *error;        /* the first of any stage */
+    bool has_usage;
+    cs_usage usage;
 };
 
 /* The body of a worker thread. */
 gpointer pipeline_worker_main(gpointer pipeline);
+
+/* A stage of the request has ended; an error ends the others. The last one ends the request. */
+void pipeline_stage_done(cs_pipeline_request *request, const cs_usage *usage, const GError *error);
+
+/* Starts talker and generator with the LLM engine's options if the model speaks. */
+bool pipeline_voices_start(cs_pipeline *pipeline, const cs_llm_engine_options *thinker,
+                           GError **error);
+void pipeline_voices_stop(pipeline_voices *voices);
+void pipeline_voices_clear(pipeline_voices *voices);
+
+/* NULL when no voice is asked for; a voice that is there otherwise. */
+pipeline_speech *pipeline_speech_new(const cs_pipeline *pipeline, const cs_voice *voice);
+void pipeline_speech_free(pipeline_speech *speech); /* accepts NULL */
+/* Submits the request to talker and generator, a stage each; under the request's lock. */
+bool pipeline_speech_begin(cs_pipeline_request *request, GError **error);
+/* Hidden states of the LLM's rows, and the end of its text. */
+void pipeline_speech_hidden(cs_pipeline_request *request, uint32_t row, uint32_t n,
+                            const float *hidden);
+void pipeline_speech_text_end(cs_pipeline_request *request);
 
 #endif

@@ -38,6 +38,8 @@ static void request_free(cs_pipeline_request *r)
     for (uint32_t i = 0; i < r->n_choices; i++)
         cs_text_stream_clear(&r->answers[i].stream);
     cs_prompt_free(r->built);
+    pipeline_speech_free(r->speech);
+    g_clear_error(&r->error);
     json_decref(r->messages);
     json_decref(r->tools);
     json_decref(r->template_arguments);
@@ -108,6 +110,8 @@ static cs_pipeline_request *request_new(cs_pipeline *p, const cs_request *reques
     r->answers = g_new0(pipeline_answer, r->n_choices);
     for (uint32_t i = 0; i < r->n_choices; i++)
         cs_text_stream_init(&r->answers[i].stream, p->model->tokenizer, r->sampling.stop);
+    r->speech = pipeline_speech_new(p, &request->voice);
+    r->stages_left = 1;
     g_mutex_init(&r->lock);
     return r;
 }
@@ -122,7 +126,10 @@ static bool request_check(const cs_pipeline *p, const cs_request *request, GErro
         if (!p->encoders[request->media[i].modality])
             return cs_fail(error, CS_ERROR_UNSUPPORTED, "this model takes no %s",
                            words[request->media[i].modality]);
-    return true;
+    if (request->voice.name && request->n_choices != 1)
+        return cs_fail(error, CS_ERROR_UNSUPPORTED, "of %u answers none can be spoken; ask for one",
+                       request->n_choices);
+    return !request->voice.name || cs_pipeline_voice_check(p, request->voice.name, error);
 }
 
 cs_pipeline_request *cs_pipeline_submit(cs_pipeline *p, const cs_request *request,
@@ -151,14 +158,27 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *p, const cs_request *reques
     return NULL;
 }
 
+/* Ends what the engines have of it within a step. */
+static void cancel_stages(cs_pipeline_request *r)
+{
+    g_mutex_lock(&r->lock);
+    cs_llm_request *llm = r->llm, *talker = r->speech ? r->speech->talker : NULL;
+    cs_generator_request *sound = r->speech ? r->speech->sound : NULL;
+    g_mutex_unlock(&r->lock);
+    if (llm)
+        cs_llm_request_cancel(llm);
+    if (talker)
+        cs_llm_request_cancel(talker);
+    if (sound)
+        cs_generator_request_cancel(sound);
+}
+
 void cs_pipeline_cancel(cs_pipeline_request *r)
 {
     g_mutex_lock(&r->lock);
     r->cancelled = true;
-    cs_llm_request *llm = r->llm;
     g_mutex_unlock(&r->lock);
-    if (llm)
-        cs_llm_request_cancel(llm);
+    cancel_stages(r);
 }
 
 void cs_pipeline_release(cs_pipeline_request *r)
@@ -200,6 +220,29 @@ static void request_done(cs_pipeline_request *r, const cs_usage *usage, const GE
     request_unref(r);
 }
 
+void pipeline_stage_done(cs_pipeline_request *r, const cs_usage *usage, const GError *error)
+{
+    g_mutex_lock(&r->lock);
+    bool ends_others = error && !r->error && r->stages_left > 1;
+    if (error && !r->error)
+        r->error = g_error_copy(error);
+    if (usage) {
+        r->has_usage = true;
+        r->usage = *usage;
+    }
+    g_mutex_unlock(&r->lock);
+    if (ends_others)
+        cancel_stages(r);
+    g_mutex_lock(&r->lock);
+    bool last = --r->stages_left == 0;
+    g_mutex_unlock(&r->lock);
+    if (!last)
+        return;
+    if (r->speech)
+        r->usage.speech_tokens = r->speech->n_codes;
+    request_done(r, r->has_usage ? &r->usage : NULL, r->error);
+}
+
 /* ---- the LLM engine's calls ---- */
 
 static void piece_send(cs_pipeline_request *r, uint32_t choice, size_t show_bytes,
@@ -216,7 +259,11 @@ static void piece_send(cs_pipeline_request *r, uint32_t choice, size_t show_byte
         piece.logprobs = r->sampling.n_logprobs >= 0 ? &token->logprob : NULL;
         piece.top = r->sampling.n_logprobs > 0 ? top : NULL;
     }
+    if (r->speech)
+        g_mutex_lock(&r->speech->sink_lock);
     r->sink.on_piece(r->user, &piece);
+    if (r->speech)
+        g_mutex_unlock(&r->speech->sink_lock);
     cs_text_stream_shown(stream, show_bytes);
 }
 
@@ -226,10 +273,21 @@ static bool llm_on_token(void *user, const cs_llm_token *token)
     g_mutex_lock(&r->lock); /* on_start comes first */
     g_mutex_unlock(&r->lock);
     size_t show_bytes;
+    if (r->speech)
+        g_array_append_val(r->speech->reply_ids, token->token->id);
     bool goes_on =
         cs_text_stream_push(&r->answers[token->choice].stream, token->token->id, &show_bytes);
     piece_send(r, token->choice, show_bytes, token->token);
     return goes_on;
+}
+
+static void llm_on_hidden(void *user, uint32_t choice, uint32_t row, uint32_t n,
+                          const float *hidden)
+{
+    cs_pipeline_request *r = user;
+    g_mutex_lock(&r->lock); /* no sound before on_start */
+    g_mutex_unlock(&r->lock);
+    pipeline_speech_hidden(r, row, n, hidden);
 }
 
 static void llm_on_finish(void *user, uint32_t choice, cs_llm_finish reason)
@@ -243,7 +301,13 @@ static void llm_on_finish(void *user, uint32_t choice, cs_llm_finish reason)
     if (show_bytes > 0)
         piece_send(r, choice, show_bytes, NULL);
     bool cut = reason == CS_LLM_FINISH_LENGTH && !stream->stopped;
+    if (r->speech)
+        g_mutex_lock(&r->speech->sink_lock);
     r->sink.on_finish(r->user, choice, cut ? CS_FINISH_LENGTH : CS_FINISH_STOP);
+    if (r->speech) {
+        g_mutex_unlock(&r->speech->sink_lock);
+        pipeline_speech_text_end(r);
+    }
 }
 
 static void llm_on_done(void *user, const cs_llm_usage *llm, const GError *error)
@@ -255,11 +319,13 @@ static void llm_on_done(void *user, const cs_llm_usage *llm, const GError *error
                       .cached_tokens = llm ? llm->cached_tokens : 0,
                       .completion_tokens = llm ? llm->completion_tokens : 0};
     memcpy(usage.modality_tokens, r->modality_tokens, sizeof(usage.modality_tokens));
-    request_done(r, &usage, error);
+    pipeline_stage_done(r, &usage, error);
 }
 
-static const cs_llm_sink llm_sink = {
-    .on_token = llm_on_token, .on_finish = llm_on_finish, .on_done = llm_on_done};
+static const cs_llm_sink llm_sink = {.on_token = llm_on_token,
+                                     .on_hidden = llm_on_hidden,
+                                     .on_finish = llm_on_finish,
+                                     .on_done = llm_on_done};
 
 /* ---- media ---- */
 
@@ -533,7 +599,10 @@ static bool submit_llm(cs_pipeline_request *r, GError **error)
         .max_tokens = r->sampling.max_tokens,
         .n_stop_ids = r->sampling.ignore_eos ? 0 : generation->n_eos_ids,
         .stop_ids = generation->eos_ids,
+        .hidden_states = r->speech != NULL,
     };
+    if (r->speech && !pipeline_speech_begin(r, error))
+        return false;
     r->llm = cs_llm_engine_submit(r->pipeline->llm, &options, &llm_sink, r, error);
     if (!r->llm)
         return false;
@@ -552,12 +621,12 @@ static bool request_start(cs_pipeline_request *r, GError **error)
     r->inputs_left = (gint)r->n_encodings + 1;
     g_mutex_lock(&r->lock);
     bool ok = submit_llm(r, error);
-    bool cancelled = r->cancelled;
+    bool cancelled = r->cancelled || r->error;
     g_mutex_unlock(&r->lock);
     if (!ok)
         return false;
     if (cancelled)
-        cs_llm_request_cancel(r->llm);
+        cancel_stages(r);
     encode_items(r);
     if (g_atomic_int_dec_and_test(&r->inputs_left))
         g_clear_pointer(&r->built, cs_prompt_free);
@@ -578,7 +647,7 @@ static void request_prepare(cs_pipeline_request *r)
     if (r->built && check_length(r, r->built, &error))
         request_start(r, &error);
     if (error)
-        request_done(r, NULL, error);
+        pipeline_stage_done(r, NULL, error);
 }
 
 gpointer pipeline_worker_main(gpointer user)

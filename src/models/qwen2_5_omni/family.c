@@ -100,12 +100,6 @@ static void load_speech(cs_model *model, cs_loader *loader, cs_compute *compute)
 {
     const cs_qwen2_5_omni_config *config = model->family_data;
     const cs_qwen2_5_omni_talker_config *talker = &config->talker;
-    if (!config->speaks) {
-        if (!loader->error)
-            cs_fail(&loader->error, CS_ERROR_UNSUPPORTED, "%s: this checkpoint has no talker",
-                    model->id);
-        return;
-    }
     model->speech = g_new0(cs_speech, 1);
     *model->speech = (cs_speech){.heard_size = (uint32_t)config->text.hidden_size,
                                  .mask_id = talker->codec_mask,
@@ -115,6 +109,7 @@ static void load_speech(cs_model *model, cs_loader *loader, cs_compute *compute)
                                  .n_codes = (int32_t)config->dit.n_codes + 1,
                                  .text_end = talker->text_end,
                                  .text_pad = talker->text_pad,
+                                 .voice = CS_TALKER_VOICE,
                                  .temperature = CS_TALKER_TEMPERATURE,
                                  .top_p = CS_TALKER_TOP_P,
                                  .top_k = CS_TALKER_TOP_K,
@@ -135,7 +130,8 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
                                      error) ||
         !read_preprocessor(model, config, error))
         return false;
-    progress p = {.options = options, .total = bytes_to_load(model->checkpoint, options->speech)};
+    bool speech = options->speech && config->speaks;
+    progress p = {.options = options, .total = bytes_to_load(model->checkpoint, speech)};
     cs_loader loader = {.checkpoint = model->checkpoint,
                         .parameters = model->parameters,
                         .dtype = dtype,
@@ -148,7 +144,7 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
         &loader, options->compute, &config->audio, "thinker.audio_tower");
     model->llm = cs_qwen2_decoder_load(&loader, options->compute, &config->text, "thinker.model",
                                        "thinker", "lm_head.weight");
-    if (options->speech)
+    if (speech)
         load_speech(model, &loader, options->compute);
     return cs_loader_finish(&loader, error);
 }

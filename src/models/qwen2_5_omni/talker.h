@@ -25,6 +25,7 @@ cs_llm *cs_qwen2_5_omni_talker_load(cs_loader *loader, cs_compute *compute,
                                     const cs_qwen2_5_omni_talker_config *config);
 
 /* Defaults of the published model's speech. */
+#define CS_TALKER_VOICE "Chelsie"
 #define CS_TALKER_TEMPERATURE 0.9f
 #define CS_TALKER_TOP_K 40
 #define CS_TALKER_TOP_P 0.8f

@@ -1,0 +1,328 @@
+/* A request that speaks: the pipeline's sound is, bit for bit, that of the reference's codes put
+ * through the vocoder by hand; faults end it with an error, never with less sound. */
+#include "base/error.h"
+#include "base/json.h"
+#include "golden/golden.h"
+#include "media/decoder/child.h"
+#include "models/model.h"
+#include "models/qwen2_5_omni/token2wav.h"
+#include "runtime/pipeline.h"
+
+#include <stdlib.h>
+
+#define SEED 7
+#define N_CLIENTS 6
+
+static char *golden_dir;
+static json_t *requests;
+
+/* ---- a client ---- */
+
+typedef struct {
+    GMutex lock;
+    GCond changed;
+    GArray *tokens;  /* int32_t */
+    GArray *samples; /* float */
+    bool finished, done;
+    uint32_t n_early; /* samples before the text had ended */
+    uint32_t speech_tokens;
+    GError *error;
+    cs_pipeline_request *handle;
+} client;
+
+static void on_start(void *user, uint32_t prompt_tokens)
+{
+}
+
+static void on_piece(void *user, const cs_piece *piece)
+{
+    client *c = user;
+    g_assert_false(c->finished);
+    g_array_append_vals(c->tokens, piece->token_ids, piece->n_tokens);
+}
+
+static void on_finish(void *user, uint32_t choice, cs_finish_reason reason)
+{
+    ((client *)user)->finished = true;
+}
+
+static void on_audio(void *user, uint32_t n, const float *samples)
+{
+    client *c = user;
+    g_mutex_lock(&c->lock);
+    g_assert_false(c->done);
+    g_array_append_vals(c->samples, samples, n);
+    c->n_early += c->finished ? 0 : n;
+    g_cond_broadcast(&c->changed);
+    g_mutex_unlock(&c->lock);
+}
+
+static void on_done(void *user, const cs_usage *usage, const GError *error)
+{
+    client *c = user;
+    g_mutex_lock(&c->lock);
+    g_assert_false(c->done);
+    c->done = true;
+    c->error = error ? g_error_copy(error) : NULL;
+    c->speech_tokens = usage ? usage->speech_tokens : 0;
+    g_cond_broadcast(&c->changed);
+    g_mutex_unlock(&c->lock);
+}
+
+static const cs_sink sink = {on_start, on_piece, on_finish, on_audio, on_done};
+
+static void client_init(client *c)
+{
+    *c = (client){.tokens = g_array_new(FALSE, FALSE, sizeof(int32_t)),
+                  .samples = g_array_new(FALSE, FALSE, sizeof(float))};
+    g_mutex_init(&c->lock);
+    g_cond_init(&c->changed);
+}
+
+static void client_wait(client *c)
+{
+    g_mutex_lock(&c->lock);
+    while (!c->done)
+        g_cond_wait(&c->changed, &c->lock);
+    g_mutex_unlock(&c->lock);
+}
+
+static void client_clear(client *c)
+{
+    if (c->handle)
+        cs_pipeline_release(c->handle);
+    g_clear_error(&c->error);
+    g_array_unref(c->tokens);
+    g_array_unref(c->samples);
+    g_mutex_clear(&c->lock);
+    g_cond_clear(&c->changed);
+}
+
+/* ---- requests ---- */
+
+static json_t *find_request(const char *name)
+{
+    size_t i;
+    json_t *request;
+    json_array_foreach (json_object_get(requests, "requests"), i, request)
+        if (strcmp(json_string_value(json_object_get(request, "name")), name) == 0)
+            return request;
+    g_error("no request %s", name);
+}
+
+/* The prompt of the first utterance, greedy all through. */
+static cs_request make_request(const char *voice, float repetition_penalty, uint32_t max_tokens)
+{
+    json_t *request = find_request("req00");
+    return (cs_request){.messages = json_object_get(request, "messages"),
+                        .n_choices = 1,
+                        .sampling = {.top_p = 1,
+                                     .repetition_penalty = 1,
+                                     .n_logprobs = -1,
+                                     .has_seed = true,
+                                     .seed = SEED,
+                                     .ignore_eos = true,
+                                     .max_tokens = max_tokens},
+                        .voice = {.name = voice, .repetition_penalty = repetition_penalty}};
+}
+
+static cs_pipeline *load(bool no_speech)
+{
+    g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
+    const cs_pipeline_options options = {
+        .dtype = "f32", .n_threads = 2, .kv_budget_bytes = 16 << 20, .no_speech = no_speech};
+    g_autoptr(GError) error = NULL;
+    cs_pipeline *pipeline = cs_pipeline_new(dir, &options, &error);
+    g_assert_no_error(error);
+    return pipeline;
+}
+
+/* ---- by hand ---- */
+
+static GArray *speak_by_hand(const char *voice, const int32_t *codes, uint32_t n)
+{
+    g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(cs_compute) compute = cs_compute_new(&(cs_compute_options){.n_threads = 2}, &error);
+    g_assert_no_error(error);
+    cs_model *model = cs_model_load(
+        dir, &(cs_model_options){.compute = compute, .dtype = "f32", .speech = true}, &error);
+    g_assert_no_error(error);
+    cs_token2wav_stream *stream = cs_token2wav_stream_new(
+        model->speech->token2wav, voice, &(cs_token2wav_options){.seed = SEED}, &error);
+    g_assert_no_error(error);
+    cs_token2wav_stream_push(stream, n, codes, true, &error);
+    g_assert_no_error(error);
+    while (cs_token2wav_stream_ready(stream)) {
+        cs_token2wav_step(model->speech->token2wav, 1, &stream, &error);
+        g_assert_no_error(error);
+    }
+    g_assert_true(cs_token2wav_stream_finished(stream));
+    GArray *samples = g_array_new(FALSE, FALSE, sizeof(float));
+    g_array_set_size(samples, cs_token2wav_stream_unread(stream));
+    cs_token2wav_stream_read(stream, samples->len, (float *)(void *)samples->data);
+    cs_token2wav_stream_free(stream);
+    cs_model_free(model);
+    return samples;
+}
+
+static void assert_same_sound(const GArray *got, const GArray *expected)
+{
+    g_assert_cmpuint(expected->len, >, 0);
+    g_assert_cmpuint(got->len, ==, expected->len);
+    for (guint i = 0; i < got->len; i++)
+        g_assert_cmpfloat(g_array_index(got, float, i), ==, g_array_index(expected, float, i));
+}
+
+/* ---- tests ---- */
+
+/* Many at once, in two voices' worth of sampling, all as if alone. */
+static void test_golden(void)
+{
+    golden_file file = golden_open(golden_dir, "speech0.safetensors");
+    const cs_checkpoint_tensor *tokens = golden_get(&file, "thinker.tokens");
+    static const char *const names[] = {"codes", "codes_penalty"};
+    GArray *expected[2];
+    for (int k = 0; k < 2; k++) {
+        const cs_checkpoint_tensor *codes = golden_get(&file, names[k]);
+        expected[k] = speak_by_hand("Chelsie", codes->data, (uint32_t)codes->shape[0]);
+    }
+    cs_pipeline *pipeline = load(false);
+    g_assert_cmpuint(cs_pipeline_audio_rate(pipeline), ==, 24000);
+    client clients[N_CLIENTS];
+    for (int i = 0; i < N_CLIENTS; i++) {
+        cs_request request = make_request("Chelsie", i % 2 ? 1.05f : 1, (uint32_t)tokens->shape[0]);
+        g_autoptr(GError) error = NULL;
+        client_init(&clients[i]);
+        clients[i].handle = cs_pipeline_submit(pipeline, &request, &sink, &clients[i], &error);
+        g_assert_no_error(error);
+        if (i == 0)
+            client_wait(&clients[i]); /* alone */
+    }
+    for (int i = 0; i < N_CLIENTS; i++) {
+        client_wait(&clients[i]);
+        g_assert_no_error(clients[i].error);
+        g_assert_cmpmem(clients[i].tokens->data, clients[i].tokens->len * sizeof(int32_t),
+                        tokens->data, tokens->size_bytes);
+        assert_same_sound(clients[i].samples, expected[i % 2]);
+        client_clear(&clients[i]);
+    }
+    cs_pipeline_free(pipeline);
+    g_array_unref(expected[0]);
+    g_array_unref(expected[1]);
+    golden_close(&file);
+}
+
+static void test_refusals(void)
+{
+    cs_pipeline *pipeline = load(false), *silent = load(true);
+    cs_voice voice;
+    cs_pipeline_voice_defaults(pipeline, &voice);
+    g_assert_cmpstr(voice.name, ==, "Chelsie");
+    g_assert_null(cs_pipeline_voices(silent));
+    client c;
+    client_init(&c);
+    g_autoptr(GError) error = NULL;
+    cs_request request = make_request("nobody", 1, 8);
+    g_assert_null(cs_pipeline_submit(pipeline, &request, &sink, &c, &error));
+    g_assert_error(error, CS_ERROR, CS_ERROR_NOT_FOUND);
+    g_assert_nonnull(strstr(error->message, "Ethan, Chelsie"));
+    g_clear_error(&error);
+    request = make_request("Ethan", 1, 8);
+    request.n_choices = 2;
+    g_assert_null(cs_pipeline_submit(pipeline, &request, &sink, &c, &error));
+    g_assert_error(error, CS_ERROR, CS_ERROR_UNSUPPORTED);
+    g_clear_error(&error);
+    request.n_choices = 1;
+    g_assert_null(cs_pipeline_submit(silent, &request, &sink, &c, &error));
+    g_assert_error(error, CS_ERROR, CS_ERROR_UNSUPPORTED);
+    client_clear(&c);
+    cs_pipeline_free(silent);
+    cs_pipeline_free(pipeline);
+}
+
+static void run_one(cs_pipeline *pipeline, const cs_request *request, client *c)
+{
+    g_autoptr(GError) error = NULL;
+    client_init(c);
+    c->handle = cs_pipeline_submit(pipeline, request, &sink, c, &error);
+    g_assert_no_error(error);
+    client_wait(c);
+}
+
+/* An answer without a second token has no state to be spoken from. */
+static void test_too_short(void)
+{
+    cs_pipeline *pipeline = load(false);
+    cs_request request = make_request("Ethan", 1, 1);
+    client c;
+    run_one(pipeline, &request, &c);
+    g_assert_error(c.error, CS_ERROR, CS_ERROR_FAILED);
+    g_assert_nonnull(strstr(c.error->message, "too short to be spoken"));
+    client_clear(&c);
+    cs_pipeline_free(pipeline);
+}
+
+static void test_text_only(void)
+{
+    cs_pipeline *pipeline = load(false);
+    cs_request request = make_request(NULL, 1, 21);
+    client c;
+    run_one(pipeline, &request, &c);
+    g_assert_no_error(c.error);
+    g_assert_cmpuint(c.tokens->len, ==, 21);
+    g_assert_cmpuint(c.samples->len, ==, 0);
+    g_assert_cmpuint(c.speech_tokens, ==, 0);
+    client_clear(&c);
+    cs_pipeline_free(pipeline);
+}
+
+/* A request that is cancelled at its first sound ends, as does one that the pipeline's end finds in
+ * mid-speech. */
+static void test_cancel(void)
+{
+    cs_pipeline *pipeline = load(false);
+    cs_request request = make_request("Ethan", 1, 400);
+    client c[2];
+    g_autoptr(GError) error = NULL;
+    for (int i = 0; i < 2; i++) {
+        client_init(&c[i]);
+        c[i].handle = cs_pipeline_submit(pipeline, &request, &sink, &c[i], &error);
+        g_assert_no_error(error);
+    }
+    g_mutex_lock(&c[0].lock);
+    while (c[0].samples->len == 0 && !c[0].done)
+        g_cond_wait(&c[0].changed, &c[0].lock);
+    g_assert_false(c[0].done);
+    g_mutex_unlock(&c[0].lock);
+    cs_pipeline_cancel(c[0].handle);
+    client_wait(&c[0]);
+    g_assert_error(c[0].error, CS_ERROR, CS_ERROR_CANCELLED);
+    for (int i = 0; i < 2; i++)
+        cs_pipeline_release(g_steal_pointer(&c[i].handle));
+    cs_pipeline_free(pipeline);
+    g_assert_true(c[1].done);
+    client_clear(&c[0]);
+    client_clear(&c[1]);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "media-decoder") == 0) /* as the pipeline starts itself */
+        return cs_media_decoder_main(atoi(argv[2]));
+    g_test_init(&argc, &argv, NULL);
+    g_assert_cmpint(argc, ==, 2); /* golden directory */
+    golden_dir = argv[1];
+    g_autofree char *path = g_build_filename(golden_dir, "requests.json", NULL);
+    g_autoptr(GError) error = NULL;
+    requests = cs_json_load_file(path, 1 << 24, &error);
+    g_assert_no_error(error);
+    g_test_add_func("/speech/golden", test_golden);
+    g_test_add_func("/speech/refusals", test_refusals);
+    g_test_add_func("/speech/too_short", test_too_short);
+    g_test_add_func("/speech/text_only", test_text_only);
+    g_test_add_func("/speech/cancel", test_cancel);
+    int result = g_test_run();
+    json_decref(requests);
+    return result;
+}
