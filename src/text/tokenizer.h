@@ -72,8 +72,8 @@ const uint8_t *cs_tokenizer_bytes(const cs_tokenizer *t, int32_t id, size_t *siz
 bool cs_tokenizer_is_special(const cs_tokenizer *t, int32_t id);
 
 /* Decoding of a stream. Each push appends whole characters only; bytes that can no longer become a
- * character give U+FFFD once per maximal invalid part, as when the whole stream is decoded at once.
- * Special tokens and unknown ids add nothing. */
+ * character give U+FFFD: once per maximal invalid part at byte level, once a byte with byte
+ * fallback. Special tokens and unknown ids add nothing. */
 typedef struct {
     const cs_tokenizer *tokenizer; /* borrowed */
     bool keep_special;             /* special tokens are spelt out; false after init */
@@ -89,7 +89,9 @@ void cs_detokenizer_push(cs_detokenizer *d, int32_t id, GString *out);
 /* The stream has ended: an unfinished character gives U+FFFD. */
 void cs_detokenizer_flush(cs_detokenizer *d, GString *out);
 
-/* All at once, appended to out. */
+/* All at once, appended to out. As a stream, but for byte fallback as the reference has it: a run of
+ * bytes that is not UTF-8 throughout gives U+FFFD for every byte, also of the characters in it,
+ * which a stream has told by then. */
 void cs_tokenizer_decode(const cs_tokenizer *t, const int32_t *ids, size_t n_ids, GString *out);
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_tokenizer, cs_tokenizer_free)

@@ -226,6 +226,21 @@ static void assert_decodes(const cs_tokenizer *t, const int32_t *ids, size_t n,
     g_assert_cmpstr(out->str, ==, expected);
 }
 
+#define R "\xEF\xBF\xBD"
+
+/* Token by token: characters that were told stay. */
+static void assert_streams(const cs_tokenizer *t, const int32_t *ids, size_t n,
+                           const char *expected)
+{
+    g_autoptr(GString) out = g_string_new(NULL);
+    cs_detokenizer d;
+    cs_detokenizer_init(&d, t);
+    for (size_t i = 0; i < n; i++)
+        cs_detokenizer_push(&d, ids[i], out);
+    cs_detokenizer_flush(&d, out);
+    g_assert_cmpstr(out->str, ==, expected);
+}
+
 static void test_sentencepiece(void)
 {
     g_autoptr(cs_tokenizer) t = sentencepiece_tokenizer();
@@ -237,6 +252,9 @@ static void test_sentencepiece(void)
     assert_encodes(t, "😀", CS_ENCODE_DEFAULT, "6 9 10 11 12");
     assert_decodes(t, (int32_t[]){1, 8, 8, 2, 3}, 5, "ab abé");
     assert_decodes(t, (int32_t[]){2, 8}, 2, "\xEF\xBF\xBD ab");
+    assert_decodes(t, (int32_t[]){9, 10, 1, 11, 8, 3}, 6, R R R " ab" R);
+    assert_decodes(t, (int32_t[]){2, 3, 9, 4, 2, 3}, 6, R R R "aé");
+    assert_streams(t, (int32_t[]){2, 3, 9, 10, 4, 2, 3}, 7, "é" R R "aé");
     assert_decodes(t, (int32_t[]){9, 10, 11, 12, 6, 6, 6}, 7, "😀   ");
 }
 
