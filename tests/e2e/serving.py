@@ -20,8 +20,8 @@ MEDIA = GOLDEN / "media"
 class Server:
     """`cornserve serve` until the end of a with block; its log is kept for the case of failure."""
 
-    def __init__(self, program, *options):
-        self.command = [program, "serve", str(CHECKPOINT), "--port", "0", "--dtype", "f32", "--kv-budget", "64M", *options]
+    def __init__(self, program, *options, checkpoint=CHECKPOINT, dtype="f32"):
+        self.command = [program, "serve", str(checkpoint), "--port", "0", "--dtype", dtype, "--kv-budget", "64M", *options]
 
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
