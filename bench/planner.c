@@ -131,7 +131,7 @@ static void judge(exhaustive *x)
     if (!layout)
         return;
     x->simulated++;
-    x->best = MAX(x->best, cs_fast_goodput(layout, 0, 4000, 6, NULL));
+    x->best = MAX(x->best, cs_fast_goodput(layout, 4000, 6, NULL));
 }
 
 static void all_counts(exhaustive *x, guint i, int left)

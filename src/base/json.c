@@ -62,14 +62,14 @@ void cs_json_fault(cs_json_reader *r, const char *key, const char *format, ...)
             path->len > 0 ? ": " : "", sentence);
 }
 
-static json_t *current(const cs_json_reader *r)
+json_t *cs_json_current(const cs_json_reader *r)
 {
     return g_ptr_array_index(r->nodes, r->nodes->len - 1);
 }
 
 static json_t *member(const cs_json_reader *r, const char *key)
 {
-    json_t *node = current(r);
+    json_t *node = cs_json_current(r);
     json_t *value = node ? json_object_get(node, key) : NULL;
     return json_is_null(value) ? NULL : value;
 }
@@ -132,7 +132,7 @@ size_t cs_json_enter_array(cs_json_reader *r, const char *key)
 
 void cs_json_enter_item(cs_json_reader *r, size_t index)
 {
-    json_t *array = current(r);
+    json_t *array = cs_json_current(r);
     json_t *value = array ? json_array_get(array, index) : NULL;
     push(r, value, g_strdup_printf("[%zu]", index));
     if (!json_is_object(value) && !json_is_array(value)) {
@@ -237,7 +237,7 @@ void cs_json_ints(cs_json_reader *r, const char *key, int64_t min, int64_t max, 
 
 void cs_json_only(cs_json_reader *r, const char *const *keys)
 {
-    json_t *node = current(r);
+    json_t *node = cs_json_current(r);
     const char *key;
     json_t *value;
     if (!json_is_object(node))

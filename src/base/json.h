@@ -54,6 +54,8 @@ size_t cs_json_enter_array(cs_json_reader *r, const char *key);
 /* Enters the object at index of the current array. */
 void cs_json_enter_item(cs_json_reader *r, size_t index);
 void cs_json_leave(cs_json_reader *r);
+/* The object or array entered last, to iterate over; NULL after a fault. Borrowed. */
+json_t *cs_json_current(const cs_json_reader *r);
 
 /* Members of the current object. The plain form requires them; _or takes a default when absent or
  * null. */

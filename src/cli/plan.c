@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define LAST_REQUESTS 4000 /* of simulations after an interruption */
+
 typedef struct {
     cs_cli_plan_paths paths;
     char *policy, *output, *svg, *html, *from, *lost, *shape;
@@ -59,6 +61,21 @@ static cs_fast_options fast_options(const options *o)
     };
 }
 
+/* A run of the plan. After Ctrl-C it is short and to the end, so that the best plan so far does not
+ * come without its predictions. */
+static cs_sim_options sim_options(const options *o, double rate_rps, size_t requests)
+{
+    cs_sim_options so = {.rate_rps = rate_rps,
+                         .seed = (guint64)o->seed,
+                         .requests = requests,
+                         .cancel = &cs_cli_interrupted};
+    if (cs_cli_interrupted) {
+        so.requests = MIN(requests, LAST_REQUESTS);
+        so.cancel = NULL;
+    }
+    return so;
+}
+
 /* ---- comparing with the strategies of others ---- */
 
 static void compare_row(const options *o, const char *name, const cs_layout *l)
@@ -66,7 +83,7 @@ static void compare_row(const options *o, const char *name, const cs_layout *l)
     double rate = cs_layout_rate(l, NULL);
     bool carries = rate >= l->problem->workload->rate_rps * (1 - 1e-7);
     double goodput =
-        cs_fast_goodput(l, 0, (size_t)o->requests, (guint64)o->seed + 5, &cs_cli_interrupted);
+        cs_fast_goodput(l, (size_t)o->requests, (guint64)o->seed + 5, &cs_cli_interrupted);
     g_autofree int *counts = g_new0(int, l->problem->n_execs + 1);
     cs_candidate c;
     cs_layout_counts(l, counts);
@@ -102,11 +119,8 @@ static bool write_results(const options *o, const cs_cli_plan_inputs *in, const 
             return false;
     }
     if (o->html) {
-        cs_sim_options so = {.rate_rps = plan->predictions.load_rps,
-                             .seed = (guint64)o->seed,
-                             .requests = (size_t)o->requests,
-                             .bins = 60,
-                             .cancel = &cs_cli_interrupted};
+        cs_sim_options so = sim_options(o, plan->predictions.load_rps, (size_t)o->requests);
+        so.bins = 60;
         cs_sim_result sim;
         if (!cs_sim_run(layout, &so, &sim, error))
             return false;
@@ -121,7 +135,7 @@ static bool write_results(const options *o, const cs_cli_plan_inputs *in, const 
         g_autofree char *table = cs_report_table(plan);
         fputs(table, stdout);
     }
-    if (o->compare)
+    if (o->compare && !cs_cli_interrupted)
         compare(o, in, layout);
     return true;
 }
@@ -130,12 +144,11 @@ static void predict(const options *o, const cs_layout *layout, cs_plan *plan)
 {
     double rate = cs_layout_rate(layout, NULL);
     bool fixed = o->policy_value == CS_POLICY_COST || o->policy_value == CS_POLICY_DEVICES;
-    cs_sim_options so = {.rate_rps = fixed ? MIN(rate, layout->problem->workload->rate_rps)
-                                           : o->load_factor * rate,
-                         .seed = (guint64)o->seed + 99,
-                         .requests = (size_t)o->requests * 2,
-                         .max_in_flight = (size_t)o->requests * 2,
-                         .cancel = &cs_cli_interrupted};
+    cs_sim_options so = sim_options(
+        o, fixed ? MIN(rate, layout->problem->workload->rate_rps) : o->load_factor * rate,
+        (size_t)o->requests * 2);
+    so.seed += 99;
+    so.max_in_flight = so.requests;
     cs_sim_result sim;
     if (!cs_sim_run(layout, &so, &sim, NULL))
         return;
@@ -148,6 +161,7 @@ static bool run_exact(const options *o, const cs_cli_plan_inputs *in, GError **e
 {
     cs_fast_options fo = fast_options(o);
     fo.no_simulation = true;
+    fo.seconds = o->seconds / 4;
     cs_fast_result start;
     bool started = cs_fast_plan(in->flow, &fo, &start, NULL);
     cs_exact_options eo = {.policy = o->policy_value,

@@ -1,16 +1,27 @@
 #include "cli/plan_inputs.h"
 
 #include "base/error.h"
+#include "base/os.h"
 
 #include <signal.h>
 #include <stdio.h>
 
 volatile int cs_cli_interrupted;
 
+#define REPEAT_US 300000 /* of one interruption: timeout(1) signals the child and then its group   \
+                          */
+
 static void on_interrupt(int number)
 {
-    cs_cli_interrupted = 1;
-    signal(number, SIG_DFL);
+    static int64_t first_us;
+    int64_t now = cs_now_us();
+    if (!cs_cli_interrupted) {
+        cs_cli_interrupted = 1;
+        first_us = now;
+    } else if (now - first_us > REPEAT_US) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
 }
 
 void cs_cli_catch_interrupt(void)

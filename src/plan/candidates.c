@@ -102,16 +102,11 @@ static double candidate_price(const cs_problem *p, cs_policy policy, const cs_ca
     return sum;
 }
 
-static bool minimises(cs_policy policy)
-{
-    return policy == CS_POLICY_COST || policy == CS_POLICY_DEVICES;
-}
-
 int cs_candidate_compare(const cs_flow *flow, cs_policy policy, const cs_candidate *a,
                          const cs_candidate *b)
 {
     double need = flow->problem->workload->rate_rps * (1 - BETTER);
-    if (minimises(policy) && (a->rate >= need || b->rate >= need)) {
+    if (cs_policy_minimises(policy) && (a->rate >= need || b->rate >= need)) {
         if ((a->rate >= need) != (b->rate >= need))
             return a->rate >= need ? 1 : -1;
         double x = candidate_price(flow->problem, policy, a);
@@ -206,7 +201,7 @@ static int best_variant(const cs_flow *flow, guint32 mask, cs_policy policy, con
     for (size_t e = 0; e < p->n_execs; e++) {
         if (p->execs[e].mask != mask || p->execs[e].count > left[p->execs[e].kind])
             continue;
-        double price = minimises(policy) ? price_of(p, e, policy) : p->execs[e].count;
+        double price = cs_policy_minimises(policy) ? price_of(p, e, policy) : p->execs[e].count;
         double value = 1 / (MAX(mix_work(p, e, mask), 1e-12) * MAX(price, 1e-9));
         if (best < 0 || value > best_value * (1 + BETTER)) {
             best = (int)e;
@@ -221,7 +216,7 @@ bool cs_subplan_fill(const cs_flow *flow, const cs_subplan *subplan, cs_policy p
 {
     const cs_problem *p = flow->problem;
     double rate[CS_PLAN_MAX_STAGES] = {0},
-           goal = minimises(policy) ? p->workload->rate_rps : INFINITY;
+           goal = cs_policy_minimises(policy) ? p->workload->rate_rps : INFINITY;
     int left[CS_PLAN_MAX_KINDS];
     g_autofree int *counts = g_new0(int, p->n_execs + 1);
     memcpy(left, p->capacity, sizeof left);
@@ -240,7 +235,7 @@ bool cs_subplan_fill(const cs_flow *flow, const cs_subplan *subplan, cs_policy p
         rate[low] += p->utilisation_cap / MAX(mix_work(p, (size_t)e, subplan->masks[low]), 1e-12);
     }
     for (guint i = 0; i < subplan->n; i++)
-        if (rate[i] <= 0 || (minimises(policy) && rate[i] < goal * (1 - BETTER)))
+        if (rate[i] <= 0 || (cs_policy_minimises(policy) && rate[i] < goal * (1 - BETTER)))
             return false;
     *out = (cs_candidate){.origin = "one subplan"};
     if (!cs_candidate_from_counts(out, p, counts))
@@ -284,7 +279,7 @@ static double evaluate(exchange *x)
 static bool improves(const exchange *x, double rate, double old_price)
 {
     const cs_problem *p = x->flow->problem;
-    if (!minimises(x->policy))
+    if (!cs_policy_minimises(x->policy))
         return rate > x->rate * (1 + BETTER) + 1e-15;
     double price = objective_of(p, x->policy, x->counts);
     return rate >= p->workload->rate_rps * (1 - BETTER) && price < old_price - BETTER * old_price;
@@ -311,8 +306,8 @@ static void rank_types(exchange *x)
     x->rate = r.rate_rps;
     g_autofree tempted *all = g_new(tempted, p->n_execs + 1);
     for (size_t e = 0; e < p->n_execs; e++) {
-        double price =
-            minimises(x->policy) ? MAX(price_of(p, e, x->policy), 1e-9) : p->execs[e].count;
+        double price = cs_policy_minimises(x->policy) ? MAX(price_of(p, e, x->policy), 1e-9)
+                                                      : p->execs[e].count;
         /* A wide executor is worth a little more than its best commodity: ties go to it. */
         double width = 1 + 1e-3 * __builtin_popcount(p->execs[e].mask);
         all[e] = (tempted){r.price[e] / price * width, (guint16)e};
@@ -331,16 +326,17 @@ static bool try_exchange(exchange *x, int a, int a2, double old_price)
         take(x, (size_t)a, -1);
     if (a2 >= 0)
         take(x, (size_t)a2, -1);
-    double rate = minimises(x->policy) ? evaluate(x) : 0;
-    bool better = minimises(x->policy) && improves(x, rate, old_price);
+    double rate = cs_policy_minimises(x->policy) ? evaluate(x) : 0;
+    bool better = cs_policy_minimises(x->policy) && improves(x, rate, old_price);
     for (guint i = 0; !better && i < x->n_tempting && x->evaluations > 0; i++) {
         size_t b = x->tempting[i];
         if ((int)b == a || !affordable(x, b))
             continue;
         take(x, b, 1);
-        better = (!minimises(x->policy) || objective_of(x->flow->problem, x->policy, x->counts) <
-                                               old_price * (1 - BETTER)) &&
-                 improves(x, evaluate(x), old_price);
+        better =
+            (!cs_policy_minimises(x->policy) ||
+             objective_of(x->flow->problem, x->policy, x->counts) < old_price * (1 - BETTER)) &&
+            improves(x, evaluate(x), old_price);
         for (guint k = i; !better && a2 >= 0 && k < MIN(x->n_tempting, 12) && x->evaluations > 0;
              k++) {
             size_t c = x->tempting[k];
@@ -348,7 +344,7 @@ static bool try_exchange(exchange *x, int a, int a2, double old_price)
                 continue;
             take(x, c, 1);
             better =
-                (!minimises(x->policy) ||
+                (!cs_policy_minimises(x->policy) ||
                  objective_of(x->flow->problem, x->policy, x->counts) < old_price * (1 - BETTER)) &&
                 improves(x, evaluate(x), old_price);
             if (!better)
@@ -371,7 +367,7 @@ static bool one_improvement(exchange *x)
     const cs_problem *p = x->flow->problem;
     double price = objective_of(p, x->policy, x->counts);
     rank_types(x);
-    if (!minimises(x->policy) && try_exchange(x, -1, -1, price))
+    if (!cs_policy_minimises(x->policy) && try_exchange(x, -1, -1, price))
         return true;
     for (size_t a = 0; a < p->n_execs && x->evaluations > 0; a++)
         if (x->counts[a] > 0 && try_exchange(x, (int)a, -1, price))
@@ -421,15 +417,16 @@ typedef struct {
 
 static double relaxed(branching *b)
 {
-    return minimises(b->policy) ? cs_flow_relaxed_cost(b->flow, b->lower, b->upper,
-                                                       b->policy == CS_POLICY_DEVICES, b->x)
-                                : cs_flow_relaxed_rate(b->flow, b->lower, b->upper, b->x);
+    return cs_policy_minimises(b->policy)
+               ? cs_flow_relaxed_cost(b->flow, b->lower, b->upper, b->policy == CS_POLICY_DEVICES,
+                                      b->x)
+               : cs_flow_relaxed_rate(b->flow, b->lower, b->upper, b->x);
 }
 
 /* Whether no whole plan within this bound can beat the incumbent. */
 static bool hopeless(const branching *b, double bound)
 {
-    if (!minimises(b->policy))
+    if (!cs_policy_minimises(b->policy))
         return bound <= b->best->rate * (1 + 1e-7);
     if (isinf(bound))
         return true;
@@ -548,7 +545,7 @@ bool cs_candidate_branch(const cs_flow *flow, cs_policy policy, double seconds, 
     b.upper = g_new(int, p->n_execs + 1);
     b.trial = g_new(int, p->n_execs + 1);
     b.x = g_new(double, p->n_execs + 1);
-    b.unit = minimises(policy) ? price_unit(p, policy) : 0;
+    b.unit = cs_policy_minimises(policy) ? price_unit(p, policy) : 0;
     for (size_t e = 0; e < p->n_execs; e++)
         b.upper[e] = INT_MAX;
     *bound = relaxed(&b);
@@ -622,7 +619,7 @@ bool cs_baseline_make(const cs_flow *flow, cs_baseline baseline, cs_policy polic
         for (size_t e = 0; e < p->n_execs; e++)
             exists |= p->execs[e].mask == s.masks[i];
         if (!exists) {
-            *why = g_strdup("one of its executors fits no device");
+            *why = cs_problem_why_not(p, s.masks[i]);
             return false;
         }
     }

@@ -49,15 +49,10 @@ int cs_cluster_devices(const cs_cluster *cluster, size_t kind)
     return sum;
 }
 
-static json_t *current(const cs_json_reader *r)
-{
-    return g_ptr_array_index(r->nodes, r->nodes->len - 1);
-}
-
 static void read_kinds(cs_json_reader *r, cs_cluster *c)
 {
     cs_json_enter(r, "devices");
-    json_t *object = current(r), *value;
+    json_t *object = cs_json_current(r), *value;
     const char *name;
     if (json_object_size(object) == 0 || json_object_size(object) > CS_PLAN_MAX_KINDS)
         cs_json_fault(r, NULL, "expected 1 to %d kinds of device", CS_PLAN_MAX_KINDS);
@@ -80,7 +75,7 @@ static void read_kinds(cs_json_reader *r, cs_cluster *c)
 static void read_node_devices(cs_json_reader *r, const cs_cluster *c, cs_cluster_node *node)
 {
     cs_json_enter(r, "devices");
-    json_t *object = current(r), *value;
+    json_t *object = cs_json_current(r), *value;
     const char *name;
     json_object_foreach (object, name, value) {
         size_t k = cs_cluster_kind(c, name);
@@ -172,11 +167,13 @@ static void read_links(cs_json_reader *r, cs_cluster *c)
         size_t from = cs_cluster_find_node(c, cs_json_string(r, "from"));
         size_t to = cs_cluster_find_node(c, cs_json_string(r, "to"));
         double bandwidth = cs_json_number(r, "bandwidth_bytes_per_s", 0, MAX_BYTES);
-        double latency = cs_json_number_or(r, "latency_s", 0, 1e3, 0);
-        if (from == c->n_nodes || to == c->n_nodes || from == to)
-            cs_json_fault(r, NULL, "expected two nodes of the cluster");
-        else
+        bool pair = from < c->n_nodes && to < c->n_nodes && from != to;
+        double usual = pair ? c->latency[from * c->n_nodes + to] : 0;
+        double latency = cs_json_number_or(r, "latency_s", 0, 1e3, usual);
+        if (pair)
             set_pair(c, from, to, bandwidth, latency);
+        else
+            cs_json_fault(r, NULL, "expected two nodes of the cluster");
         cs_json_leave(r);
     }
     cs_json_leave(r);
@@ -196,6 +193,9 @@ static void read_topology(cs_json_reader *r, cs_cluster *c)
         .oversubscription = cs_json_number_or(r, "oversubscription", 1, 1e6, 1),
         .pod = (int)cs_json_int_or(r, "pod_nodes", 1, MAX_NODES, 4),
     };
+    bool pods = g_str_equal(kind, "fat-tree") || g_str_equal(kind, "rail");
+    if (!pods && (cs_json_has(r, "pod_nodes") || cs_json_has(r, "oversubscription")))
+        cs_json_fault(r, NULL, "pod_nodes and oversubscription belong to fat-tree and rail");
     double intra = cs_json_number_or(r, "intra_bandwidth_bytes_per_s", 1, MAX_BYTES, 100e9);
     double intra_latency = cs_json_number_or(r, "intra_latency_s", 0, 1e3, 0);
     c->hop_overhead_s = cs_json_number_or(r, "hop_overhead_s", 0, 1e3, 0);
@@ -204,7 +204,7 @@ static void read_topology(cs_json_reader *r, cs_cluster *c)
     c->latency = g_new0(double, c->n_nodes * c->n_nodes + 1);
     if (g_str_equal(kind, "ring"))
         fill_ring(c, &t);
-    else if (g_str_equal(kind, "fat-tree") || g_str_equal(kind, "rail"))
+    else if (pods)
         fill_tree(c, &t, g_str_equal(kind, "rail"));
     else if (g_str_equal(kind, "full")) {
         t.pod = MAX_NODES;

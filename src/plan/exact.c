@@ -360,6 +360,17 @@ static void use_start(const cs_problem *p, const cs_exact_options *o, cs_exact_r
                      o->gap * fabs(objective) + 1e-6 * MAX(1e-3, fabs(result->bound));
 }
 
+/* Interrupted or out of time before the counts were solved: the start is the plan so far, and the
+ * bound that of the counts without their integrality. */
+static void keep_start(const cs_flow *flow, const cs_exact_options *o, cs_exact_result *result)
+{
+    result->bound =
+        o->policy == CS_POLICY_THROUGHPUT
+            ? cs_flow_relaxed_rate(flow, NULL, NULL, NULL)
+            : cs_flow_relaxed_cost(flow, NULL, NULL, o->policy == CS_POLICY_DEVICES, NULL);
+    use_start(flow->problem, o, result);
+}
+
 bool cs_exact_solve(const cs_flow *flow, const cs_exact_options *options, cs_exact_result *result,
                     GError **error)
 {
@@ -369,9 +380,15 @@ bool cs_exact_solve(const cs_flow *flow, const cs_exact_options *options, cs_exa
     *result = (cs_exact_result){0};
     g_autofree int *counts = g_new0(int, p->n_execs + 1);
     o.seconds = b.seconds / 3;
-    if (!cs_exact_counts(flow, &o, counts, &result->objective, &result->bound, error))
+    g_autoptr(GError) fault = NULL;
+    if (!cs_exact_counts(flow, &o, counts, &result->objective, &result->bound, &fault)) {
+        if (o.start && !g_error_matches(fault, CS_ERROR, CS_ERROR_INVALID))
+            keep_start(flow, &o, result);
+        if (result->layout)
+            return true;
+        g_propagate_error(error, g_steal_pointer(&fault));
         return false;
-
+    }
     if (o.start)
         use_start(p, &o, result);
     if (result->proven && (o.only_first || p->cluster->n_nodes == 1)) {

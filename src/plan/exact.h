@@ -23,6 +23,12 @@ typedef enum {
 const char *cs_policy_name(cs_policy policy);
 bool cs_policy_parse(const char *word, cs_policy *policy);
 
+/* The policies that carry the workload's rates for the least, not the most of the mix. */
+static inline bool cs_policy_minimises(cs_policy policy)
+{
+    return policy == CS_POLICY_COST || policy == CS_POLICY_DEVICES;
+}
+
 typedef struct {
     cs_policy policy;       /* goodput is not for the exact planner */
     double seconds;         /* over all steps; 0: 60 */
@@ -32,7 +38,8 @@ typedef struct {
     bool only_first;        /* leave out the second and third objective */
     double balance_s;       /* limit of each of these two; 0: 5 */
     const cs_layout *start; /* a plan to begin from (the fast planner's): where it reaches the
-                               counts' bound the first objective is done; NULL: none */
+                               counts' bound the first objective is done, and it is the plan when
+                               the limit or a cancellation comes first; NULL: none */
     const volatile int *cancel;
 } cs_exact_options;
 

@@ -38,9 +38,9 @@ bool cs_fast_plan(const cs_flow *flow, const cs_fast_options *options, cs_fast_r
                   GError **error);
 void cs_fast_result_clear(cs_fast_result *result);
 
-/* The highest rate at which every type attains its targets in simulation, by bisection to 1 %.
- * `most` bounds it from above; 0: the layout's throughput. */
-double cs_fast_goodput(const cs_layout *layout, double most, size_t requests, guint64 seed,
+/* The highest rate at which every type attains its targets in simulation, by bisection to 1 %. When
+ * cancelled, the highest found so far, which may be 0. */
+double cs_fast_goodput(const cs_layout *layout, size_t requests, guint64 seed,
                        const volatile int *cancel);
 
 /* A baseline's best layout under the policy, NULL with why (g_free) where it does not fit. */

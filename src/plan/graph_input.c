@@ -46,16 +46,11 @@ size_t cs_plan_graph_type(const cs_plan_graph *graph, const char *name)
     return i;
 }
 
-static json_t *current(const cs_json_reader *r)
-{
-    return g_ptr_array_index(r->nodes, r->nodes->len - 1);
-}
-
 /* An array of component names as a bit set. */
 static guint64 read_set(cs_json_reader *r, const cs_plan_graph *graph)
 {
     guint64 set = 0;
-    json_t *array = current(r);
+    json_t *array = cs_json_current(r);
     for (size_t i = 0; i < json_array_size(array); i++) {
         const char *name = json_string_value(json_array_get(array, i));
         size_t c = name ? cs_plan_graph_component(graph, name) : graph->n_components;
@@ -129,6 +124,11 @@ static guint read_end(cs_json_reader *r, const cs_plan_graph *graph, const char 
 static void read_edges(cs_json_reader *r, cs_plan_graph *graph)
 {
     size_t n = cs_json_enter_array(r, "edges");
+    if (n > CS_PLAN_MAX_COMPONENTS * CS_PLAN_MAX_COMPONENTS) {
+        cs_json_fault(r, NULL, "expected an edge between two components at most once, found %zu",
+                      n);
+        n = 0;
+    }
     graph->edges = g_new0(cs_graph_edge, n + 1);
     graph->n_edges = n;
     for (size_t i = 0; i < n; i++) {
@@ -177,7 +177,7 @@ static void read_groups(cs_json_reader *r, cs_plan_graph *graph)
     graph->groups = g_new0(guint64, n + 1);
     for (size_t i = 0; i < n; i++) {
         cs_json_enter_item(r, i);
-        if (!json_is_array(current(r)))
+        if (!json_is_array(cs_json_current(r)))
             cs_json_fault(r, NULL, "expected an array of component names");
         graph->groups[graph->n_groups++] = read_set(r, graph);
         cs_json_leave(r);

@@ -54,7 +54,7 @@ typedef struct {
 
 cs_plan_graph *cs_plan_graph_from_json(json_t *root, const char *source, GError **error);
 cs_plan_graph *cs_plan_graph_load(const char *path, GError **error);
-/* Cycles, components that nothing reaches, and numbers out of range. */
+/* Edges between components that are there, no two alike, no cycle. */
 bool cs_plan_graph_check(const cs_plan_graph *graph, const char *source, GError **error);
 void cs_plan_graph_free(cs_plan_graph *graph);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_plan_graph, cs_plan_graph_free)

@@ -243,7 +243,7 @@ static void read_assign(cs_json_reader *r, const cs_plan *plan, GHashTable *inde
                         cs_plan_path *path)
 {
     cs_json_enter(r, "assign");
-    json_t *object = g_ptr_array_index(r->nodes, r->nodes->len - 1);
+    json_t *object = cs_json_current(r);
     path->hops = g_new0(cs_plan_hop, json_object_size(object) + 1);
     const char *key;
     json_t *value;

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -18,7 +19,6 @@ void cs_problem_free(cs_problem *p)
     g_free(p->execs);
     g_free(p->types);
     g_free(p->work);
-    g_free(p->exclusions);
     g_free(p);
 }
 
@@ -199,17 +199,25 @@ static double stage_work(const cs_problem *p, const cs_exec_type *e, size_t s, s
 }
 
 /* "thinker+image_encoder": a component whose halves are both here is named once. */
-static char *exec_name(const cs_problem *p, const cs_exec_type *e)
+static char *stages_name(const cs_problem *p, guint32 mask)
 {
     g_autoptr(GString) name = g_string_new(NULL);
     for (size_t s = 0; s < p->n_stages; s++) {
         const cs_stage *stage = &p->stages[s];
-        bool whole = stage->twin >= 0 && (e->mask >> stage->twin & 1);
-        if (!(e->mask >> s & 1) || (whole && stage->role == CS_ROLE_DECODE))
+        bool whole = stage->twin >= 0 && (mask >> stage->twin & 1);
+        if (!(mask >> s & 1) || (whole && stage->role == CS_ROLE_DECODE))
             continue;
         g_string_append_printf(name, "%s%s", name->len ? "+" : "",
                                whole ? p->graph->components[stage->component].name : stage->name);
     }
+    return g_string_free(g_steal_pointer(&name), FALSE);
+}
+
+/* With "/a100" where kinds differ and "x2" for two devices. */
+static char *exec_name(const cs_problem *p, const cs_exec_type *e)
+{
+    g_autofree char *stages = stages_name(p, e->mask);
+    g_autoptr(GString) name = g_string_new(stages);
     if (p->cluster->n_kinds > 1)
         g_string_append_printf(name, "/%s", p->cluster->kinds[e->kind].name);
     if (e->count > 1)
@@ -225,44 +233,33 @@ static bool fits_a_node(const cs_problem *p, size_t kind, int count)
     return false;
 }
 
-static void exclude(GString *out, const cs_problem *p, const cs_exec_type *e)
-{
-    double need = 0, have = p->cluster->kinds[e->kind].memory_bytes *
-                            p->cluster->kinds[e->kind].usable * e->count;
-    guint64 counted = 0;
-    for (size_t s = 0; s < p->n_stages; s++)
-        if (e->mask >> s & 1 && !(counted >> p->stages[s].component & 1)) {
-            const cs_graph_component *c = &p->graph->components[p->stages[s].component];
-            need += c->weights_bytes + c->activation_bytes;
-            counted |= (guint64)1 << p->stages[s].component;
-        }
-    g_autofree char *name = exec_name(p, e);
-    g_string_append_printf(out, "%s: weights and activations take %.1f GB of %.1f GB usable%s\n",
-                           name, need / 1e9, have / 1e9,
-                           need <= have ? "; not one request's KV cache fits beside them" : "");
-}
+typedef enum { EXEC_FITS, EXEC_NO_PROFILE, EXEC_NO_NODE, EXEC_NO_MEMORY } exec_verdict;
 
-/* Adds the type if every stage has a profile there and memory suffices. */
-static void try_exec(cs_problem *p, GArray *execs, GString *excluded, guint32 mask, size_t kind,
-                     int count)
+/* Whether every stage has a profile there, a node is wide enough and memory suffices; fills *e. */
+static exec_verdict judge_exec(const cs_problem *p, guint32 mask, size_t kind, int count,
+                               cs_exec_type *e)
 {
-    cs_exec_type e = {.mask = mask, .kind = kind, .count = count};
+    *e = (cs_exec_type){.mask = mask, .kind = kind, .count = count};
     for (size_t s = 0; s < p->n_stages; s++) {
         if (!(mask >> s & 1))
             continue;
         const cs_profile *profile =
             cs_profiles_find(p->profiles, p->stages[s].component, p->stages[s].role, kind, count);
         if (!profile)
-            return;
-        e.stages[s] =
+            return EXEC_NO_PROFILE;
+        e->stages[s] =
             (cs_exec_stage){profile, profile->fixed_s, profile->per_unit_s, profile->max_batch};
     }
     if (!fits_a_node(p, kind, count))
+        return EXEC_NO_NODE;
+    return fit_memory(p, e) ? EXEC_FITS : EXEC_NO_MEMORY;
+}
+
+static void try_exec(cs_problem *p, GArray *execs, guint32 mask, size_t kind, int count)
+{
+    cs_exec_type e;
+    if (judge_exec(p, mask, kind, count, &e) != EXEC_FITS)
         return;
-    if (!fit_memory(p, &e)) {
-        exclude(excluded, p, &e);
-        return;
-    }
     e.cost = count * p->cluster->kinds[kind].cost;
     e.name = exec_name(p, &e);
     g_array_append_val(execs, e);
@@ -305,33 +302,38 @@ static guint32 used_stages(const cs_problem *p)
     return used;
 }
 
+/* Device counts that any profile has, ascending. */
+static GArray *profiled_counts(const cs_problem *p)
+{
+    GArray *counts = g_array_new(FALSE, FALSE, sizeof(int));
+    for (int last = 0, next = INT_MAX;; last = next, next = INT_MAX) {
+        for (size_t i = 0; i < p->profiles->n_entries; i++)
+            if (p->profiles->entries[i].count > last)
+                next = MIN(next, p->profiles->entries[i].count);
+        if (next == INT_MAX)
+            return counts;
+        g_array_append_val(counts, next);
+    }
+}
+
 static bool make_execs(cs_problem *p, GError **error)
 {
     g_autofree guint8 *allowed = g_new0(guint8, 1u << CS_PLAN_MAX_STAGES);
     g_autoptr(GArray) execs = g_array_new(FALSE, TRUE, sizeof(cs_exec_type));
-    g_autoptr(GString) excluded = g_string_new(NULL);
-    int counts[64], n_counts = 0;
-    for (size_t i = 0; i < p->profiles->n_entries; i++) {
-        int k = 0;
-        while (k < n_counts && counts[k] != p->profiles->entries[i].count)
-            k++;
-        if (k == n_counts && n_counts < 64)
-            counts[n_counts++] = p->profiles->entries[i].count;
-    }
+    g_autoptr(GArray) counts = profiled_counts(p);
     allowed_masks(p, allowed);
     guint32 used = used_stages(p);
-    for (guint32 mask = 1; mask < 1u << p->n_stages; mask++)
+    for (guint32 mask = 1; mask < 1u << p->n_stages && execs->len <= MAX_EXECS; mask++)
         for (size_t kind = 0; allowed[mask] && !(mask & ~used) && kind < p->cluster->n_kinds;
              kind++)
-            for (int k = 0; k < n_counts; k++)
-                try_exec(p, execs, excluded, mask, kind, counts[k]);
+            for (guint k = 0; k < counts->len; k++)
+                try_exec(p, execs, mask, kind, g_array_index(counts, int, k));
     p->n_execs = execs->len;
     p->execs = (cs_exec_type *)g_array_free(g_steal_pointer(&execs), FALSE);
-    p->exclusions = g_string_free(g_steal_pointer(&excluded), FALSE);
     if (p->n_execs > MAX_EXECS)
         return cs_fail(error, CS_ERROR_TOO_LARGE,
-                       "%s: %zu executor types; at most %d are planned: restrict colocate",
-                       p->graph->name, p->n_execs, MAX_EXECS);
+                       "%s: more than %d executor types; restrict colocate", p->graph->name,
+                       MAX_EXECS);
     return true;
 }
 
@@ -345,6 +347,65 @@ static void make_work(cs_problem *p)
                     (p->execs[e].mask >> s & 1) ? stage_work(p, &p->execs[e], s, t) : INFINITY;
 }
 
+/* ---- why there is no executor type ---- */
+
+static bool may_share(const cs_problem *p, guint32 mask)
+{
+    guint64 components = 0;
+    for (size_t s = 0; s < p->n_stages; s++)
+        if (mask >> s & 1)
+            components |= (guint64)1 << p->stages[s].component;
+    bool shared = (components & (components - 1)) == 0;
+    for (size_t g = 0; g < p->graph->n_groups; g++)
+        shared |= (components & ~p->graph->groups[g]) == 0;
+    return shared;
+}
+
+static char *memory_sentence(const cs_problem *p, const cs_exec_type *e)
+{
+    double have = p->cluster->kinds[e->kind].memory_bytes * p->cluster->kinds[e->kind].usable;
+    double need = 0;
+    guint64 counted = 0;
+    for (size_t s = 0; s < p->n_stages; s++)
+        if (e->mask >> s & 1 && !(counted >> p->stages[s].component & 1)) {
+            const cs_graph_component *c = &p->graph->components[p->stages[s].component];
+            need += c->weights_bytes + c->activation_bytes;
+            counted |= (guint64)1 << p->stages[s].component;
+        }
+    have *= e->count;
+    g_autofree char *name = exec_name(p, e);
+    return g_strdup_printf("no device holds %s: weights and activations take %.1f GB of %.1f GB "
+                           "usable%s",
+                           name, need / 1e9, have / 1e9,
+                           need <= have ? "; not one request's KV cache fits beside them" : "");
+}
+
+char *cs_problem_why_not(const cs_problem *p, guint32 mask)
+{
+    cs_exec_type nearest = {.mask = mask, .count = 1};
+    exec_verdict verdict = EXEC_NO_PROFILE;
+    g_autoptr(GArray) counts = profiled_counts(p);
+    g_autofree char *name = stages_name(p, mask);
+    if (!may_share(p, mask))
+        return g_strdup_printf("%s may not share an executor", name);
+    for (size_t kind = 0; kind < p->cluster->n_kinds; kind++)
+        for (guint k = 0; k < counts->len; k++) {
+            cs_exec_type e;
+            exec_verdict v = judge_exec(p, mask, kind, g_array_index(counts, int, k), &e);
+            bool larger = p->cluster->kinds[kind].memory_bytes * e.count >
+                          p->cluster->kinds[nearest.kind].memory_bytes * nearest.count;
+            if (v > verdict || (v == EXEC_NO_MEMORY && v == verdict && larger)) {
+                verdict = v;
+                nearest = e;
+            }
+        }
+    if (verdict == EXEC_NO_MEMORY)
+        return memory_sentence(p, &nearest);
+    if (verdict == EXEC_NO_NODE)
+        return g_strdup_printf("no node has as many devices as the profiles of %s need", name);
+    return g_strdup_printf("%s has no profile for any device kind and count of the cluster", name);
+}
+
 /* Every stage in use must run somewhere. */
 static bool check_coverage(const cs_problem *p, GError **error)
 {
@@ -354,18 +415,9 @@ static bool check_coverage(const cs_problem *p, GError **error)
     for (size_t s = 0; s < p->n_stages; s++) {
         if (!(used & ~covered & 1u << s))
             continue;
-        const char *line = p->exclusions;
-        g_autofree char *prefix = g_strdup(p->graph->components[p->stages[s].component].name);
-        while (*line && !(g_str_has_prefix(line, prefix) && strchr(":/x", line[strlen(prefix)]))) {
-            const char *end = strchr(line, '\n');
-            line = end ? end + 1 : line + strlen(line);
-        }
-        if (*line)
-            return cs_fail(error, CS_ERROR_INVALID, "no device holds %.*s",
-                           (int)strcspn(line, "\n"), line);
-        return cs_fail(error, CS_ERROR_INVALID,
-                       "component %s has no profile for any device kind and count of the cluster",
-                       p->stages[s].name);
+        guint32 twin = p->stages[s].inseparable ? 1u << p->stages[s].twin : 0;
+        g_autofree char *why = cs_problem_why_not(p, 1u << s | twin);
+        return cs_fail(error, CS_ERROR_INVALID, "%s", why);
     }
     return true;
 }

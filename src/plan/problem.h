@@ -85,7 +85,6 @@ typedef struct {
     double *work; /* [n_execs][n_stages][n_types], INFINITY where not hosted */
     double utilisation_cap;
     int capacity[CS_PLAN_MAX_KINDS]; /* devices of each kind */
-    char *exclusions; /* executor types that do not fit, one sentence a line; for messages */
 } cs_problem;
 
 typedef struct {
@@ -99,6 +98,10 @@ cs_problem *cs_problem_new(const cs_plan_graph *graph, const cs_cluster *cluster
                            const cs_problem_options *options, GError **error);
 void cs_problem_free(cs_problem *problem);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_problem, cs_problem_free)
+
+/* Why no executor type hosts exactly these stages: a sentence that names them and what is missing
+ * (permission to share, profiles, a wide node, memory). g_free. */
+char *cs_problem_why_not(const cs_problem *problem, guint32 stages);
 
 static inline double cs_problem_work(const cs_problem *p, size_t exec, size_t stage, size_t type)
 {

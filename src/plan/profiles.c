@@ -35,12 +35,6 @@ typedef struct {
     double work, seconds;
 } sample;
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Least squares of seconds over work with both coefficients kept non-negative, weighted by 1 /
  * seconds^2 so that small steps count as much as large ones. */
 static void fit(cs_profile *p, const sample *samples, size_t n)
@@ -68,7 +62,7 @@ static void fit(cs_profile *p, const sample *samples, size_t n)
     p->n_scatter = n;
     for (size_t i = 0; i < n; i++)
         p->scatter[i] = samples[i].seconds / (p->fixed_s + p->per_unit_s * samples[i].work);
-    qsort(p->scatter, n, sizeof p->scatter[0], compare_doubles);
+    qsort(p->scatter, n, sizeof p->scatter[0], cs_compare_doubles);
 }
 
 static void read_samples(cs_json_reader *r, cs_profile *p)

@@ -117,11 +117,6 @@ typedef struct {
     int kept, started, stopped;
 } verdict;
 
-static bool minimises(cs_policy policy)
-{
-    return policy == CS_POLICY_COST || policy == CS_POLICY_DEVICES;
-}
-
 /* Requests served within the horizon: capacity times it, less what moving devices cannot do. Under
  * a cost policy capacity beyond the rates is worth nothing and cost counts against it. */
 static verdict judge(const replanner *r, const cs_layout *l)
@@ -142,7 +137,7 @@ static verdict judge(const replanner *r, const cs_layout *l)
                 (start * bytes / r->o.load_bytes_per_s / p->execs[e].count + stop * r->o.drain_s);
         }
     double rate = cs_layout_rate(l, NULL), devices = MAX(1, cs_layout_devices(l));
-    if (minimises(r->o.fast.policy))
+    if (cs_policy_minimises(r->o.fast.policy))
         rate = MIN(rate, p->workload->rate_rps);
     v.served = rate * MAX(0, r->o.horizon_s - v.loss_device_s / devices);
     return v;
@@ -152,7 +147,7 @@ static verdict judge(const replanner *r, const cs_layout *l)
 static bool better(const replanner *r, const cs_layout *a, verdict va, const cs_layout *b,
                    verdict vb)
 {
-    if (!minimises(r->o.fast.policy))
+    if (!cs_policy_minimises(r->o.fast.policy))
         return va.served > vb.served * (1 + 1e-9);
     double need = r->p->workload->rate_rps * (1 - 1e-7);
     bool carries = cs_layout_rate(a, NULL) >= need, other = cs_layout_rate(b, NULL) >= need;

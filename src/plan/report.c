@@ -83,7 +83,9 @@ char *cs_report_sim(const cs_sim_result *sim, const cs_layout *layout)
                            "in time %.4g/s%s\n",
                            sim->completed, sim->arrived, sim->duration_s, sim->offered_rps,
                            sim->completed_rps, sim->goodput_rps,
-                           sim->gave_up ? "; given up: more comes than is served" : "");
+                           sim->cancelled ? "; interrupted"
+                           : sim->gave_up ? "; given up: more comes than is served"
+                                          : "");
     g_string_append_printf(out, "%-24s %9s %9s %9s %9s %9s %9s %9s\n", "type", "requests", "mean s",
                            "p50 s", "p95 s", "p99 s", "first p50", "in time");
     for (size_t t = 0; t < sim->n_types; t++) {

@@ -254,12 +254,6 @@ static double latency_of(const cs_screen *screen, const cs_flow *flow, const cs_
     return last;
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* ratios[n_types][n]: the worst type's quantile at the workload's attainment. */
 static double worst_quantile(const cs_problem *p, double *ratios, const size_t *seen, size_t n)
 {
@@ -267,7 +261,7 @@ static double worst_quantile(const cs_problem *p, double *ratios, const size_t *
     for (size_t t = 0; t < p->n_types; t++) {
         if (seen[t] == 0)
             continue;
-        qsort(ratios + t * n, seen[t], sizeof ratios[0], compare_doubles);
+        qsort(ratios + t * n, seen[t], sizeof ratios[0], cs_compare_doubles);
         size_t rank = (size_t)ceil(p->workload->attainment * (double)seen[t]);
         worst = MAX(worst, ratios[t * n + CLAMP(rank, 1, seen[t]) - 1]);
     }

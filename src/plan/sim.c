@@ -742,7 +742,8 @@ static void run(sim *s)
         if ((s->r->events & 0xffff) == 0) {
             if (s->o->progress)
                 s->o->progress((double)s->r->arrived / (double)s->n_requests, s->o->progress_data);
-            s->stop |= s->o->cancel && *s->o->cancel;
+            s->r->cancelled = s->o->cancel && *s->o->cancel;
+            s->stop |= s->r->cancelled;
         }
     }
     s->r->gave_up = s->stop;

@@ -47,6 +47,7 @@ typedef struct {
     double offered_rps, completed_rps, goodput_rps;
     double attainment; /* the least of any type with a target */
     bool gave_up;      /* too many in flight, missed too many, or cancelled */
+    bool cancelled;
     size_t arrived, completed;
     guint64 events; /* arrivals, rounds and deliveries */
     double bytes_sent, bytes_delivered;

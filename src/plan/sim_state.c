@@ -344,12 +344,13 @@ json_t *cs_sim_to_json(const cs_sim_result *r, const cs_layout *layout)
                                  c->nodes[i % c->n_nodes].name, "busy", r->link_busy[i]));
     for (size_t b = 0; b < r->bins; b++)
         json_array_append_new(bins, json_real((double)r->link_bins[b]));
-    return json_pack("{si sf sf sf sf sf sb sI sI sI sf sf so so so so sf}", "version", 1,
+    return json_pack("{si sf sf sf sf sf sb sb sI sI sI sf sf so so so so sf}", "version", 1,
                      "duration_s", r->duration_s, "offered_rps", r->offered_rps, "completed_rps",
                      r->completed_rps, "goodput_rps", r->goodput_rps, "attainment", r->attainment,
-                     "gave_up", r->gave_up, "arrived", (json_int_t)r->arrived, "completed",
-                     (json_int_t)r->completed, "events", (json_int_t)r->events, "bytes_sent",
-                     r->bytes_sent, "bytes_delivered", r->bytes_delivered, "types",
-                     types_to_json(r, layout->problem), "executors", use_to_json(r, layout),
-                     "links", links, "link_bytes_per_s_over_time", bins, "bin_s", r->bin_s);
+                     "gave_up", r->gave_up, "cancelled", r->cancelled, "arrived",
+                     (json_int_t)r->arrived, "completed", (json_int_t)r->completed, "events",
+                     (json_int_t)r->events, "bytes_sent", r->bytes_sent, "bytes_delivered",
+                     r->bytes_delivered, "types", types_to_json(r, layout->problem), "executors",
+                     use_to_json(r, layout), "links", links, "link_bytes_per_s_over_time", bins,
+                     "bin_s", r->bin_s);
 }

@@ -46,16 +46,11 @@ double cs_size_formula_value(const cs_size_formula *formula, const double sizes[
     return value;
 }
 
-static json_t *current(const cs_json_reader *r)
-{
-    return g_ptr_array_index(r->nodes, r->nodes->len - 1);
-}
-
 void cs_size_formula_read(cs_json_reader *r, const char *key, double fallback,
                           cs_size_formula *formula)
 {
     *formula = (cs_size_formula){.constant = isnan(fallback) ? 0 : fallback};
-    json_t *node = current(r), *value = node ? json_object_get(node, key) : NULL;
+    json_t *node = cs_json_current(r), *value = node ? json_object_get(node, key) : NULL;
     if (!value && !isnan(fallback))
         return;
     if (!json_is_object(value)) {
@@ -187,7 +182,7 @@ static const struct {
     [CS_DIST_EMPIRICAL] = {"empirical", NULL, NULL},
 };
 
-static int compare_doubles(const void *a, const void *b)
+int cs_compare_doubles(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -196,7 +191,7 @@ static int compare_doubles(const void *a, const void *b)
 static void read_values(cs_json_reader *r, cs_dist_part *part)
 {
     size_t n = cs_json_enter_array(r, "values");
-    json_t *array = current(r);
+    json_t *array = cs_json_current(r);
     if (n == 0)
         cs_json_fault(r, NULL, "expected at least one value");
     part->values = g_new0(double, n + 1);
@@ -207,12 +202,13 @@ static void read_values(cs_json_reader *r, cs_dist_part *part)
             cs_json_fault(r, NULL, "[%zu]: expected a number in [0, %g]", i, MAX_SIZE);
         part->values[i] = value;
     }
-    qsort(part->values, n, sizeof part->values[0], compare_doubles);
+    qsort(part->values, n, sizeof part->values[0], cs_compare_doubles);
     cs_json_leave(r);
 }
 
-/* Reads a part from the current object, whose form is `word`. */
-static void read_part(cs_json_reader *r, const char *word, cs_dist_part *part)
+/* Reads a part from the current object, whose form is `word`; a part of a mixture has a weight, a
+ * distribution of its own has limits. */
+static void read_part(cs_json_reader *r, const char *word, bool in_mixture, cs_dist_part *part)
 {
     size_t kind = 0;
     while (kind < G_N_ELEMENTS(part_forms) && !g_str_equal(part_forms[kind].name, word))
@@ -224,6 +220,18 @@ static void read_part(cs_json_reader *r, const char *word, cs_dist_part *part)
                       word);
         return;
     }
+    const char *own[7] = {"dist"};
+    size_t n = 1;
+    own[n++] = in_mixture ? "weight" : "min";
+    if (!in_mixture)
+        own[n++] = "max";
+    if (part_forms[kind].first)
+        own[n++] = part_forms[kind].first;
+    if (part_forms[kind].second)
+        own[n++] = part_forms[kind].second;
+    if (kind == CS_DIST_EMPIRICAL)
+        own[n++] = "values";
+    cs_json_only(r, own);
     part->kind = (cs_dist_kind)kind;
     if (part_forms[kind].first)
         part->a = cs_json_number(r, part_forms[kind].first, 0, MAX_SIZE);
@@ -245,7 +253,7 @@ static void read_mixture(cs_json_reader *r, cs_dist *dist)
         cs_json_enter_item(r, i);
         dist->parts[i].weight = cs_json_number(r, "weight", 0, 1e9);
         sum += dist->parts[i].weight;
-        read_part(r, cs_json_string(r, "dist"), &dist->parts[i]);
+        read_part(r, cs_json_string(r, "dist"), true, &dist->parts[i]);
         cs_json_leave(r);
     }
     if (!(sum > 0))
@@ -258,7 +266,7 @@ static void read_mixture(cs_json_reader *r, cs_dist *dist)
 void cs_dist_read(cs_json_reader *r, const char *key, cs_dist *dist)
 {
     *dist = (cs_dist){.max = MAX_SIZE};
-    json_t *node = current(r), *value = node ? json_object_get(node, key) : NULL;
+    json_t *node = cs_json_current(r), *value = node ? json_object_get(node, key) : NULL;
     if (!json_is_object(value)) {
         dist->parts = g_new0(cs_dist_part, 1);
         dist->n_parts = 1;
@@ -266,17 +274,15 @@ void cs_dist_read(cs_json_reader *r, const char *key, cs_dist *dist)
         return;
     }
     cs_json_enter(r, key);
-    cs_json_only(r,
-                 (const char *const[]){"dist", "value", "from", "to", "mean", "deviation", "median",
-                                       "sigma", "values", "parts", "min", "max", NULL});
     const char *word = cs_json_string(r, "dist");
     if (g_str_equal(word, "mixture")) {
+        cs_json_only(r, (const char *const[]){"dist", "parts", "min", "max", NULL});
         read_mixture(r, dist);
     } else {
         dist->parts = g_new0(cs_dist_part, 1);
         dist->n_parts = 1;
         dist->parts[0].weight = 1;
-        read_part(r, word, &dist->parts[0]);
+        read_part(r, word, false, &dist->parts[0]);
     }
     dist->min = cs_json_number_or(r, "min", 0, MAX_SIZE, 0);
     dist->max = cs_json_number_or(r, "max", dist->min, MAX_SIZE, MAX_SIZE);

@@ -116,4 +116,7 @@ json_t *cs_dist_to_json(const cs_dist *dist);
  * below 1.2e-9 of the value). */
 double cs_normal_quantile(double p);
 
+/* Ascending, for qsort. */
+int cs_compare_doubles(const void *a, const void *b);
+
 #endif

@@ -28,17 +28,12 @@ void cs_workload_free(cs_workload *workload)
     g_free(workload);
 }
 
-static json_t *current(const cs_json_reader *r)
-{
-    return g_ptr_array_index(r->nodes, r->nodes->len - 1);
-}
-
 static void read_sizes(cs_json_reader *r, cs_workload_type *type)
 {
     if (!cs_json_has(r, "sizes"))
         return;
     cs_json_enter(r, "sizes");
-    json_t *object = current(r), *value;
+    json_t *object = cs_json_current(r), *value;
     const char *name;
     json_object_foreach (object, name, value) {
         cs_size size = cs_size_parse(name);
@@ -109,7 +104,6 @@ static void read_arrivals(cs_json_reader *r, cs_workload *w)
     if (!cs_json_has(r, "arrivals"))
         return;
     cs_json_enter(r, "arrivals");
-    cs_json_only(r, (const char *const[]){"process", "cv2", "on_s", "off_s", NULL});
     const char *word = cs_json_string(r, "process");
     size_t k = 0;
     while (k < G_N_ELEMENTS(names) && !g_str_equal(names[k], word))
@@ -118,6 +112,10 @@ static void read_arrivals(cs_json_reader *r, cs_workload *w)
         cs_json_fault(r, "process", "expected poisson, bursty, duty or uniform, found \"%s\"",
                       word);
     w->arrivals = (cs_arrivals_kind)k;
+    cs_json_only(r, k == CS_ARRIVALS_BURSTY ? (const char *const[]){"process", "cv2", NULL}
+                    : k == CS_ARRIVALS_DUTY
+                        ? (const char *const[]){"process", "on_s", "off_s", NULL}
+                        : (const char *const[]){"process", NULL});
     if (k == CS_ARRIVALS_BURSTY)
         w->cv2 = cs_json_number(r, "cv2", 1, 1e4);
     if (k == CS_ARRIVALS_DUTY) {
@@ -148,7 +146,7 @@ cs_workload *cs_workload_from_json(json_t *root, const char *source, const cs_pl
 static void read_trace_sizes(cs_json_reader *r, cs_trace_entry *entry)
 {
     cs_json_enter(r, "sizes");
-    json_t *object = current(r), *value;
+    json_t *object = cs_json_current(r), *value;
     const char *name;
     json_object_foreach (object, name, value) {
         cs_size size = cs_size_parse(name);
@@ -216,6 +214,11 @@ GArray *cs_trace_load(const char *path, const cs_plan_graph *graph, GError **err
     if (!ok)
         return NULL;
     g_array_sort(entries, compare_entries);
+    if (g_array_index(entries, cs_trace_entry, entries->len - 1).t <=
+        g_array_index(entries, cs_trace_entry, 0).t) {
+        cs_fail(error, CS_ERROR_INVALID, "%s: all requests come at the same time", path);
+        return NULL;
+    }
     return g_steal_pointer(&entries);
 }
 
@@ -229,7 +232,7 @@ static cs_workload *workload_of_trace(GArray *entries, const cs_plan_graph *grap
         counts[g_array_index(entries, cs_trace_entry, i).type]++;
     double t0 = g_array_index(entries, cs_trace_entry, 0).t;
     double span = g_array_index(entries, cs_trace_entry, entries->len - 1).t - t0;
-    w->rate_rps = (entries->len - 1) / MAX(span, 1e-9);
+    w->rate_rps = (entries->len - 1) / span;
     w->types = g_new0(cs_workload_type, graph->n_types);
     for (size_t t = 0; t < graph->n_types; t++) {
         if (counts[t] == 0)

@@ -19,19 +19,13 @@ typedef struct {
     char *suffix; /* "", "-small", "-large" */
 } cluster;
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Sorted values of one size. */
 static double *values_of(const cluster *c, int size)
 {
     double *values = g_new(double, c->n + 1);
     for (size_t i = 0; i < c->n; i++)
         values[i] = (double)c->entries[i]->sizes[size];
-    qsort(values, c->n, sizeof values[0], compare_doubles);
+    qsort(values, c->n, sizeof values[0], cs_compare_doubles);
     return values;
 }
 
@@ -210,10 +204,6 @@ json_t *cs_workload_fit(const char *trace_path, const cs_plan_graph *graph, GErr
         return NULL;
     double span = g_array_index(entries, cs_trace_entry, entries->len - 1).t -
                   g_array_index(entries, cs_trace_entry, 0).t;
-    if (!(span > 0)) {
-        cs_fail(error, CS_ERROR_INVALID, "%s: all requests come at the same time", trace_path);
-        return NULL;
-    }
     g_autoptr(GArray) clusters = find_clusters(entries, graph);
     json_t *types = json_array();
     for (guint i = 0; i < clusters->len; i++) {

@@ -95,11 +95,11 @@ static cs_cluster *make_cluster(const instance_options *o, cs_rng *rng)
                                    equal ? devices[k] : draw(rng, 1, o->max_devices));
         g_string_append(s, "}}");
     }
+    int shape = draw(rng, 0, 3);
     g_string_append_printf(
-        s,
-        "],'topology':{'kind':'%s','bandwidth_bytes_per_s':%.0f,'latency_s':0.001,"
-        "'oversubscription':2,'pod_nodes':2}}",
-        shapes[draw(rng, 0, 3)], o->tight_links ? draw_real(rng, 1e6, 1e9) : 25e9);
+        s, "],'topology':{'kind':'%s','bandwidth_bytes_per_s':%.0f,'latency_s':0.001%s}}",
+        shapes[shape], o->tight_links ? draw_real(rng, 1e6, 1e9) : 25e9,
+        shape >= 2 ? ",'oversubscription':2,'pod_nodes':2" : "");
     json_t *root = quoted_json(s->str);
     g_autoptr(GError) error = NULL;
     cs_cluster *cluster = cs_cluster_from_json(root, "cluster", &error);

@@ -164,6 +164,9 @@ static void test_bad_traces(void)
     assert_bad_trace("{\"t\": 0, \"type\": \"t\", \"sizes\": {\"n\": 1}}\n",
                      "sizes.n: there is no such size");
     assert_bad_trace("{\"t\": NaN}\n", ":1: line 1");
+    assert_bad_trace(
+        "{\"t\": 3, \"type\": \"t\", \"sizes\": {}}\n{\"t\": 3, \"type\": \"t\", \"sizes\": {}}",
+        "all requests come at the same time");
 }
 
 static void assert_fault(const char *text, const char *expected)
@@ -190,6 +193,17 @@ static void test_faults(void)
     assert_fault("{'version':1,'types':[{'name':'t','rate_rps':1,'sizes':{'images':{'dist':"
                  "'empirical','values':[]}}}]}",
                  "w: types[0].sizes.images.values: expected at least one value");
+    assert_fault("{'version':1,'types':[{'name':'t','rate_rps':1,'sizes':{'images':{'dist':"
+                 "'uniform','from':1,'to':2,'mean':1}}}]}",
+                 "w: types[0].sizes.images.mean: unknown member; known are dist, min, max, from, "
+                 "to");
+    assert_fault("{'version':1,'types':[{'name':'t','rate_rps':1,'sizes':{'images':{'dist':"
+                 "'mixture','parts':[{'weight':1,'dist':'constant','value':1,'max':3}]}}}]}",
+                 "w: types[0].sizes.images.parts[0].max: unknown member; known are dist, weight, "
+                 "value");
+    assert_fault("{'version':1,'arrivals':{'process':'poisson','cv2':3},'types':[{'name':'t',"
+                 "'rate_rps':1}]}",
+                 "w: arrivals.cv2: unknown member; known are process");
     assert_fault("{'version':1,'types':[]}", "w: types: expected 1 to 1024 types, found 0");
     assert_fault("{'version':1,'arrivals':{'process':'flood'},'types':[{'name':'t','rate_rps':1}]}",
                  "w: arrivals.process: expected poisson, bursty, duty or uniform, found \"flood\"");
