@@ -55,8 +55,9 @@ static const cs_cli_spec spec = {
     .name = "run",
     .arguments = "DIR [PROMPT]",
     .description = "Asks the model in DIR and prints its answer as it comes. PROMPT - is read from "
-                   "standard input;\n"
-                   "without PROMPT a conversation begins (an empty line or Ctrl-D ends it).",
+                   "standard input,\n"
+                   "\"\" lets the media ask by themselves (a spoken question); without PROMPT a "
+                   "conversation begins (an empty line or Ctrl-D ends it).",
     .example = "  cornserve run ~/models/Qwen2.5-Omni-3B \"What is in the picture, and what do you "
                "hear?\" \\\n"
                "    --image photo.jpg --audio voice.wav",
@@ -98,7 +99,10 @@ static json_t *user_message(const char *text, GArray *media, GError **error)
         cs_fail(error, CS_ERROR_INVALID, "the prompt is not UTF-8");
         return NULL;
     }
-    if (json_array_size(parts) > 0) {
+    if (json_array_size(parts) > 0 && !*text) { /* the media ask: a spoken question */
+        json_decref(content);
+        content = parts;
+    } else if (json_array_size(parts) > 0) {
         json_array_append_new(parts, json_pack("{s:s,s:o}", "type", "text", "text", content));
         content = parts;
     } else {

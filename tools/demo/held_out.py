@@ -137,6 +137,7 @@ def examples(writer: Writer) -> None:
     writer.add("describe", [picture, writer.text("Describe the picture.")], grammar.describe(scene))
     asked, place = f"Where is the {thing.color} {thing.shape}?", grammar.sentence(grammar.CELLS[thing.cell])
     writer.add("spoken question", [picture, writer.sound(asked)], place)
+    writer.lines[-1]["spoken"] = asked
     writer.add("typed question", [picture, writer.text(asked)], place)
     writer.add("typed question", [picture, writer.text("How many shapes are there?")], "Three.")
     second, says = grammar.change(rng, scene)
