@@ -105,12 +105,15 @@ return task {
             if not encoder then
                 error("this model takes no " .. tostring(medium.modality), 0)
             end
-            media[i] = encoder { units = medium.tokens, medium = i - 1 }.embeddings
+            media[i] = encoder {
+                units = medium.tokens, medium = i - 1, attachment = medium.attachment,
+            }.embeddings
             prompt_tokens = prompt_tokens + medium.tokens
         end
         local answer = thinker {
             units = prompt_tokens, output_units = request.text_out_tokens,
             media = media, speech = request.speech or false,
+            attachment = request.attachment, affinity = request.affinity,
         }
         if not request.speech then
             return { text = answer.text }

@@ -61,6 +61,7 @@ cs_pipeline *cs_cli_load_model(const char *dir, const cs_cli_model_options *o, G
         .dtype = o->dtype ? o->dtype : "auto",
         .isa = o->isa,
         .no_speech = o->no_speech,
+        .plan = o->plan,
         .n_threads = (uint32_t)o->threads,
         .max_batch_tokens = (uint32_t)o->max_batch_tokens,
         .max_sequences = (uint32_t)o->max_sequences,

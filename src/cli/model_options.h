@@ -9,6 +9,7 @@ typedef struct {
     char *dtype, *kv_budget;
     char *isa;
     gboolean no_speech;
+    char *plan;
     int threads, max_context, max_batch_tokens, max_sequences, max_queued;
 } cs_cli_model_options;
 
@@ -64,6 +65,13 @@ typedef struct {
          &(o).no_speech,                                                                           \
          "Leave out what speaks, and its memory",                                                  \
          NULL},                                                                                    \
+        {"plan",                                                                                   \
+         0,                                                                                        \
+         0,                                                                                        \
+         G_OPTION_ARG_FILENAME,                                                                    \
+         &(o).plan,                                                                                \
+         "Components in processes of their own, as this plan says (all in this one)",              \
+         "FILE"},                                                                                  \
     {                                                                                              \
         "max-queued", 0, 0, G_OPTION_ARG_INT, &(o).max_queued,                                     \
             "Requests accepted before others are refused (1024)", "N"                              \

@@ -119,7 +119,8 @@ static bool load_text(cs_model *model, const char *dir, GError **error)
 /* Ids from the tokenizer index the embedding table. */
 static bool check_vocabulary(const cs_model *model, const char *dir, GError **error)
 {
-    if (cs_tokenizer_size(model->tokenizer) <= (int64_t)model->llm->vocab_size)
+    if (!model->llm || !model->tokenizer ||
+        cs_tokenizer_size(model->tokenizer) <= (int64_t)model->llm->vocab_size)
         return true;
     return cs_fail(error, CS_ERROR_INVALID,
                    "%s: tokenizer.json has %d tokens, the model's vocabulary %u", dir,
@@ -160,13 +161,21 @@ static bool choose_dtype(const cs_checkpoint *checkpoint, const char *name, cs_d
 typedef struct {
     cs_model *model;
     const char *dir;
+    bool skip;
     GError *error;
 } text_load;
 
 static gpointer text_load_main(gpointer data)
 {
     text_load *load = data;
+    if (load->skip)
+        return GINT_TO_POINTER(true);
     return GINT_TO_POINTER(load_text(load->model, load->dir, &load->error));
+}
+
+bool cs_model_wants(const cs_model_options *options, const char *component)
+{
+    return !options->components || g_strv_contains(options->components, component);
 }
 
 cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError **error)
@@ -183,7 +192,7 @@ cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError
         return NULL;
     model->family = family;
     model->parameters = cs_parameters_new(options->compute);
-    text_load text = {.model = model, .dir = dir};
+    text_load text = {.model = model, .dir = dir, .skip = options->no_text};
     GThread *thread = g_thread_new("load-text", text_load_main, &text);
     bool loaded = family->load(model, dtype, options, error);
     if (!g_thread_join(thread)) {

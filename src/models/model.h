@@ -74,6 +74,10 @@ typedef struct {
     const char
         *dtype;  /* of weights and KV cache: "f32", "bf16"; "auto" or NULL: as the checkpoint's */
     bool speech; /* load what speaks too, if the checkpoint has it */
+    /* Units of the family's task file ("thinker", "image_encoder", "audio_encoder"),
+     * NULL-terminated: only these components are loaded. NULL: all but speech. */
+    const char *const *components;
+    bool no_text; /* neither tokenizer nor chat template */
     /* Called from the loading thread as bytes of weights are packed; may be NULL. */
     void (*progress)(void *user, size_t done_bytes, size_t total_bytes);
     void *user;
@@ -124,6 +128,8 @@ struct cs_model {
 /* CS_ERROR_NOT_FOUND, CS_ERROR_INVALID with the file and what is wrong with it,
  * CS_ERROR_UNSUPPORTED for a family that is not here. */
 cs_model *cs_model_load(const char *dir, const cs_model_options *options, GError **error);
+/* Whether the options ask for the component. */
+bool cs_model_wants(const cs_model_options *options, const char *component);
 void cs_model_free(cs_model *model); /* accepts NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_model, cs_model_free)
 

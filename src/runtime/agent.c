@@ -149,6 +149,8 @@ static void on_frame(void *user, const cs_frame *frame)
             return;
         x->state = EXECUTOR_READY;
         x->ready_us = x->answered_us;
+        if (frame->ready->load)
+            x->load = *frame->ready->load;
         g_clear_pointer(&x->failure, g_free);
         dispatch_parked(x->runtime);
         break;
@@ -170,21 +172,33 @@ static void on_frame(void *user, const cs_frame *frame)
 
 /* --- starting --- */
 
+const char *agent_kind_of_device(const char *device)
+{
+    static const char *const kinds[][2] = {{"cpu", "model"}, {"emu", "emu"}, {"openai", "openai"}};
+    g_auto(GStrv) parts = g_strsplit(device, ":", 2);
+    for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
+        if (strcmp(parts[0], kinds[i][0]) == 0)
+            return kinds[i][1];
+    return NULL;
+}
+
 static void send_setup(executor *x)
 {
     const cs_plan_executor *e = &x->deployment->plan->executors[x->entry];
     g_autofree char **components = g_new0(char *, e->n_hosted + 1);
-    g_auto(GStrv) kind = g_strsplit(e->device, ":", 2);
     json_t *config = json_object_get(x->deployment->devices, e->device);
     char *text = config ? json_dumps(config, JSON_COMPACT) : NULL;
     Cornserve__Wire__Setup setup = CORNSERVE__WIRE__SETUP__INIT;
     for (size_t i = 0; i < e->n_hosted; i++)
         components[i] = e->hosted[i].name;
     setup.name = x->name;
-    setup.kind = kind[0];
+    setup.kind = (char *)agent_kind_of_device(e->device);
     setup.config = text ? text : (char *)"{}";
     setup.components = components;
     setup.n_components = e->n_hosted;
+    setup.threads = (uint32_t)e->threads;
+    setup.kv_budget_bytes = e->kv_budget_bytes;
+    setup.memory_share = 1.0 / MAX(x->deployment->n_llm_executors, 1);
     cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SETUP, .setup = &setup));
     cs_wire_flush(x->wire);
     free(text);
@@ -300,11 +314,14 @@ json_t *agent_status(const executor *x)
     for (size_t i = 0; i < e->n_hosted; i++)
         json_array_append_new(components, json_string(e->hosted[i].name));
     json_t *status = json_pack(
-        "{s:s, s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "name", x->name, "model",
-        x->deployment->model, "device", e->device, "state", states[x->state], "components",
-        components, "pid", x->pid, "restarts", (int)x->restarts, "in_flight", (int)x->in_flight,
-        "running", (int)x->load.running, "waiting", (int)x->load.waiting, "kv_blocks_used",
-        (int)x->load.kv_blocks_used, "kv_blocks_total", (int)x->load.kv_blocks_total);
+        "{s:s, s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I}", "name",
+        x->name, "model", x->deployment->model, "device", e->device, "state", states[x->state],
+        "components", components, "pid", x->pid, "restarts", (int)x->restarts, "in_flight",
+        (int)x->in_flight, "running", (int)x->load.running, "waiting", (int)x->load.waiting,
+        "kv_blocks_used", (int)x->load.kv_blocks_used, "kv_blocks_total",
+        (int)x->load.kv_blocks_total, "max_tokens", (int)x->load.max_tokens, "vocab_size",
+        (int)x->load.vocab_size, "preemptions", (int)x->load.preemptions, "kv_block_bytes",
+        (json_int_t)x->load.kv_block_bytes);
     if (x->failure)
         json_object_set_new(status, "failure", json_string(x->failure));
     return status;

@@ -1,6 +1,6 @@
 /* Plans against task graphs. */
 #include "base/error.h"
-#include "runtime/runtime.h"
+#include "runtime/runtime_internal.h"
 
 #include <string.h>
 
@@ -14,6 +14,10 @@ static const cs_unit *find_unit(const cs_tasks *tasks, const char *name)
 
 static bool check_executor(const cs_plan_executor *e, const cs_tasks *tasks, GError **error)
 {
+    if (!agent_kind_of_device(e->device))
+        return cs_fail(error, CS_ERROR_UNSUPPORTED,
+                       "plan: executor %s: device %s: expected cpu, emu:NAME or openai", e->name,
+                       e->device);
     for (size_t i = 0; i < e->n_hosted; i++) {
         if (!find_unit(tasks, e->hosted[i].name))
             return cs_fail(error, CS_ERROR_INVALID,
@@ -84,6 +88,15 @@ static bool check_route(const cs_plan_route *route, cs_tasks *tasks, const char 
     return true;
 }
 
+bool cs_plan_hosts_kind(const cs_plan *plan, cs_tasks *tasks, const char *alias, const char *kind)
+{
+    g_autoptr(cs_recording) r = record_kind(tasks, alias, kind, NULL);
+    for (guint i = 0; r && i < r->invocations->len; i++)
+        if (!is_hosted(plan, cs_recording_invocation(r, i)->unit->name))
+            return false;
+    return r != NULL;
+}
+
 bool cs_plan_check_graph(const cs_plan *plan, cs_tasks *tasks, const char *alias, GError **error)
 {
     if (!cs_tasks_request_kinds(tasks, alias))
@@ -101,6 +114,9 @@ bool cs_plan_check_graph(const cs_plan *plan, cs_tasks *tasks, const char *alias
     }
     if (plan->n_routes > 0) /* what no route uses need not be there */
         return true;
+    for (const char *const *kind = cs_tasks_request_kinds(tasks, alias); *kind; kind++)
+        if (cs_plan_hosts_kind(plan, tasks, alias, *kind))
+            return true;
     for (uint32_t i = 0; i < cs_tasks_n_units(tasks); i++)
         if (!is_hosted(plan, cs_tasks_unit(tasks, i)->name))
             return cs_fail(error, CS_ERROR_INVALID, "plan: no executor has component %s",

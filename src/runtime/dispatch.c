@@ -149,11 +149,77 @@ static void *keep(submission *s, void *memory)
     return memory;
 }
 
-static void fill_inputs(submission *s, const call *c, const cs_invocation *invocation)
+static json_t *attachment_of(const cs_invocation *invocation)
 {
-    s->m.n_inputs = invocation->inputs->len;
-    s->m.inputs = keep(s, g_new0(Cornserve__Wire__Input *, s->m.n_inputs + 1));
-    for (size_t i = 0; i < s->m.n_inputs; i++) {
+    return json_object_get(invocation->params, "attachment");
+}
+
+/* Attachments have the streams after those of the forwards, one an invocation. */
+static uint32_t attachment_stream(const call *c, uint32_t index)
+{
+    return c->recording->forwards->len + index;
+}
+
+/* Copies the invocation's attachment into the sidecar. CS_ERROR_BUSY: there is no room now. */
+static bool send_attachment(call *c, uint32_t index, GError **error)
+{
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
+    const GArray *all = c->request->attachments;
+    const json_t *number = attachment_of(invocation);
+    if (!number)
+        return true;
+    if (!json_is_integer(number) || json_integer_value(number) < 0 ||
+        json_integer_value(number) >= all->len)
+        return cs_fail(error, CS_ERROR_INVALID, "%s: attachment: the request has %u of them",
+                       invocation->unit->name, all->len);
+    const cs_attachment *a = &g_array_index(all, cs_attachment, json_integer_value(number));
+    gsize head_bytes = 0, body_bytes = 0;
+    const void *head = g_bytes_get_data(a->head, &head_bytes);
+    const void *body = a->body ? g_bytes_get_data(a->body, &body_bytes) : NULL;
+    cs_sender *sender =
+        cs_sender_open(c->request->runtime->sidecar, c->attempt, attachment_stream(c, index),
+                       (cs_sender_options){.n_consumers = 1, .n_chunks = 1}, error);
+    cs_chunk chunk;
+    bool ok = sender && cs_sender_alloc(sender, head_bytes + body_bytes, 0, &chunk, error);
+    if (ok && head_bytes > 0)
+        memcpy(chunk.data, head, head_bytes);
+    if (ok && body_bytes > 0)
+        memcpy(chunk.data + head_bytes, body, body_bytes);
+    ok = ok && cs_sender_put(sender, &(cs_chunk_desc){0}, error) && cs_sender_end(sender, error);
+    if (sender)
+        cs_sender_close(sender);
+    return ok;
+}
+
+/* Whether all that read a forward run beside its producer. */
+static bool is_local(const call *c, uint32_t forward)
+{
+    const cs_forward *f = cs_recording_forward(c->recording, forward);
+    const executor *producer = c->invocations[f->producer].on;
+    for (guint i = f->producer + 1; i < c->recording->invocations->len; i++) {
+        const cs_invocation *invocation = cs_recording_invocation(c->recording, i);
+        for (guint k = 0; k < invocation->inputs->len; k++)
+            if (g_array_index(invocation->inputs, cs_invocation_input, k).forward == forward &&
+                c->invocations[i].on != producer)
+                return false;
+    }
+    return true;
+}
+
+static void fill_inputs(submission *s, const call *c, uint32_t index)
+{
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
+    size_t n = invocation->inputs->len;
+    s->m.n_inputs = n;
+    s->m.inputs = keep(s, g_new0(Cornserve__Wire__Input *, n + 1));
+    if (attachment_of(invocation)) {
+        Cornserve__Wire__Input *to = keep(s, g_new(Cornserve__Wire__Input, 1));
+        cornserve__wire__input__init(to);
+        to->name = (char *)"attachment";
+        to->stream = attachment_stream(c, index);
+        s->m.inputs[s->m.n_inputs++] = to;
+    }
+    for (size_t i = 0; i < n; i++) {
         const cs_invocation_input *from =
             &g_array_index(invocation->inputs, cs_invocation_input, i);
         const cs_forward *f = cs_recording_forward(c->recording, from->forward);
@@ -164,6 +230,7 @@ static void fill_inputs(submission *s, const call *c, const cs_invocation *invoc
         to->stream = from->forward;
         to->place = from->place;
         to->streamed = producer->outputs[f->output].streamed;
+        to->local = is_local(c, from->forward);
         s->m.inputs[i] = to;
     }
 }
@@ -185,6 +252,7 @@ static void fill_outputs(submission *s, const call *c, const cs_invocation *invo
         o->n_consumers = f->n_consumers - f->to_client;
         o->to_client = f->to_client;
         o->bytes = f->bytes;
+        o->local = is_local(c, forward);
         s->m.outputs[i] = o;
         if (seen->data)
             s->m.seen_text[i] = (ProtobufCBinaryData){seen->data->len, seen->data->data};
@@ -205,7 +273,7 @@ static void send_invocation(call *c, uint32_t index)
     s.m.params = params;
     s.m.units = invocation->units;
     s.m.output_units = invocation->output_units;
-    fill_inputs(&s, c, invocation);
+    fill_inputs(&s, c, index);
     fill_outputs(&s, c, invocation);
     cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SUBMIT, .submit = &s.m));
     g_ptr_array_unref(s.owned);
@@ -222,6 +290,16 @@ static void count_on(call *c, executor *x, int change)
         g_hash_table_remove(x->calls, c);
 }
 
+static void park(call *c)
+{
+    cs_runtime *rt = c->request->runtime;
+    if (!c->parked)
+        c->parked_until_us = cs_now_us() + rt->options.park_us;
+    c->parked = true;
+    if (!g_ptr_array_find(rt->parked, c, NULL))
+        g_ptr_array_add(rt->parked, c);
+}
+
 static bool send_all(call *c, GError **error)
 {
     cs_runtime *rt = c->request->runtime;
@@ -229,6 +307,19 @@ static bool send_all(call *c, GError **error)
     if (!cs_sidecar_request_begin(rt->sidecar, attempt, 0, error))
         return false;
     c->attempt = attempt;
+    for (uint32_t i = 0; i < c->recording->invocations->len; i++) {
+        g_autoptr(GError) why = NULL;
+        if (send_attachment(c, i, &why))
+            continue;
+        cs_sidecar_request_end(rt->sidecar, attempt);
+        c->attempt = 0;
+        if (g_error_matches(why, CS_ERROR, CS_ERROR_BUSY)) {
+            park(c);
+            return true;
+        }
+        g_propagate_error(error, g_steal_pointer(&why));
+        return false;
+    }
     c->attempts++;
     g_hash_table_insert(rt->attempts, &c->attempt, c);
     c->n_open = c->recording->invocations->len;
@@ -239,16 +330,6 @@ static bool send_all(call *c, GError **error)
     for (uint32_t i = 0; i < c->recording->invocations->len; i++)
         send_invocation(c, i);
     return true;
-}
-
-static void park(call *c)
-{
-    cs_runtime *rt = c->request->runtime;
-    if (!c->parked)
-        c->parked_until_us = cs_now_us() + rt->options.park_us;
-    c->parked = true;
-    if (!g_ptr_array_find(rt->parked, c, NULL))
-        g_ptr_array_add(rt->parked, c);
 }
 
 bool dispatch_call(call *c, GError **error)
@@ -269,8 +350,13 @@ bool dispatch_call(call *c, GError **error)
         park(c);
         return true;
     }
+    bool was_parked = c->parked;
+    int64_t until_us = c->parked_until_us;
     c->parked = false;
-    return send_all(c, error);
+    bool ok = send_all(c, error);
+    if (was_parked && c->parked)
+        c->parked_until_us = until_us;
+    return ok;
 }
 
 /* --- ends --- */
@@ -311,6 +397,13 @@ static void run_again(call *c, const char *why)
     cs_runtime *rt = c->request->runtime;
     GError *error = NULL;
     dispatch_stop(c);
+    for (guint i = 0; i < c->recording->forwards->len; i++)
+        if (c->streams[i].full) {
+            cs_fail(&error, CS_ERROR_EXECUTOR_LOST, "the answer is too long to go on with; %s",
+                    why);
+            request_call_failed(c, error);
+            return;
+        }
     if (c->attempts >= rt->options.attempts_max) {
         cs_fail(&error, CS_ERROR_EXECUTOR_LOST, "given up after %u attempts; the last: %s",
                 c->attempts, why);
@@ -377,7 +470,8 @@ static void on_piece(executor *x, const Cornserve__Wire__Piece *p)
     if (invocation->unit->kind == CS_UNIT_LLM) {
         if (!seen->data)
             seen->data = g_byte_array_new();
-        if (seen->data->len + p->data.len <= SEEN_BYTES_MAX)
+        seen->full = seen->full || seen->data->len + p->data.len > SEEN_BYTES_MAX;
+        if (!seen->full)
             g_byte_array_append(seen->data, p->data.data, (guint)p->data.len);
     }
     seen->units += p->units;

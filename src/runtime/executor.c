@@ -12,7 +12,8 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-static const cs_executor_kind *const kinds[] = {&cs_executor_emu, &cs_executor_openai};
+static const cs_executor_kind *const kinds[] = {&cs_executor_emu, &cs_executor_model,
+                                                &cs_executor_openai};
 
 struct cs_executor {
     cs_loop *loop;
@@ -21,6 +22,7 @@ struct cs_executor {
     const cs_executor_kind *kind; /* NULL before Setup */
     void *state;
     char *name;
+    cs_executor_share share;
     GHashTable *jobs;         /* job_key -> cs_job * */
     GPtrArray *pieces, *done; /* of this round: wire messages, owned */
     GThread *bell_thread;
@@ -73,18 +75,22 @@ static bool open_streams(cs_executor *x, cs_job *job, const Cornserve__Wire__Sub
 {
     for (uint32_t i = 0; i < job->n_inputs; i++) {
         job->inputs[i].name = g_strdup(m->inputs[i]->name);
+        job->inputs[i].stream = m->inputs[i]->stream;
         job->inputs[i].streamed = m->inputs[i]->streamed;
+        job->inputs[i].local = m->inputs[i]->local && x->kind->hands_over;
     }
     for (uint32_t i = 0; i < job->n_outputs; i++) {
         cs_job_output *o = &job->outputs[i];
         o->name = g_strdup(m->outputs[i]->name);
+        o->stream = m->outputs[i]->stream;
         o->to_client = m->outputs[i]->to_client;
+        o->n_local = m->outputs[i]->local && x->kind->hands_over ? m->outputs[i]->n_consumers : 0;
         o->bytes = m->outputs[i]->bytes;
         if (i < m->n_seen_text && m->seen_text[i].len > 0)
             o->seen = g_bytes_new(m->seen_text[i].data, m->seen_text[i].len);
     }
     for (uint32_t i = 0; i < job->n_outputs; i++) {
-        if (m->outputs[i]->n_consumers == 0)
+        if (m->outputs[i]->n_consumers == 0 || job->outputs[i].n_local > 0)
             continue;
         job->outputs[i].sender =
             cs_sender_open(x->sidecar, m->request, m->outputs[i]->stream,
@@ -93,6 +99,8 @@ static bool open_streams(cs_executor *x, cs_job *job, const Cornserve__Wire__Sub
             return false;
     }
     for (uint32_t i = 0; i < job->n_inputs; i++) {
+        if (job->inputs[i].local)
+            continue;
         job->inputs[i].receiver = cs_receiver_open(x->sidecar, m->request, m->inputs[i]->stream,
                                                    m->inputs[i]->place, error);
         if (!job->inputs[i].receiver)
@@ -182,6 +190,11 @@ cs_loop *cs_executor_loop(cs_executor *host)
     return host->loop;
 }
 
+const cs_executor_share *cs_executor_get_share(const cs_executor *host)
+{
+    return &host->share;
+}
+
 /* --- frames --- */
 
 static void stop(cs_executor *x, int status)
@@ -204,6 +217,9 @@ static void setup(cs_executor *x, const Cornserve__Wire__Setup *m)
 {
     GError *error = NULL;
     x->name = g_strdup(m->name);
+    x->share = (cs_executor_share){.threads = m->threads,
+                                   .kv_budget_bytes = (size_t)m->kv_budget_bytes,
+                                   .memory_share = m->memory_share};
     for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
         if (strcmp(kinds[i]->name, m->kind) == 0)
             x->kind = kinds[i];
@@ -221,6 +237,9 @@ static void setup(cs_executor *x, const Cornserve__Wire__Setup *m)
         return;
     }
     Cornserve__Wire__Ready ready = CORNSERVE__WIRE__READY__INIT;
+    Cornserve__Wire__Load load = CORNSERVE__WIRE__LOAD__INIT;
+    x->kind->load(x->state, &load);
+    ready.load = &load;
     cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_READY, .ready = &ready));
 }
 

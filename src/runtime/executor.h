@@ -20,14 +20,18 @@ typedef struct cs_executor cs_executor;
 
 typedef struct {
     char *name;
+    uint32_t stream;
     bool streamed;
-    cs_receiver *receiver;
+    bool local;            /* the producer is here, and hands over without the sidecar */
+    cs_receiver *receiver; /* NULL: local */
 } cs_job_input;
 
 typedef struct {
     char *name;
+    uint32_t stream;
     bool to_client;
     double bytes;
+    uint32_t n_local;  /* readers here, to whom it is handed over without the sidecar */
     cs_sender *sender; /* NULL: nobody reads it in the sidecar */
     bool ended;
     GBytes *seen; /* resumption: what the client has of it; NULL: nothing */
@@ -51,6 +55,7 @@ typedef struct {
 
 typedef struct {
     const char *name;
+    bool hands_over; /* it takes local inputs and outputs */
     /* NULL and *error: the executor fails to start. */
     void *(*open)(cs_executor *host, const json_t *config, char **components, GError **error);
     /* False and *error: the job is done with it. */
@@ -72,6 +77,14 @@ int cs_executor_main(int control_fd, int sidecar_fd);
 
 cs_loop *cs_executor_loop(cs_executor *host);
 
+/* What the plan gives the executor of its machine; zeros: its own choice. */
+typedef struct {
+    uint32_t threads;
+    size_t kv_budget_bytes; /* for all LLM components together */
+    double memory_share;    /* of what is free, for a budget of its own choice; at most 1 */
+} cs_executor_share;
+const cs_executor_share *cs_executor_get_share(const cs_executor *host);
+
 /* A piece of a client output, put into this round's Step. units: tokens or samples. */
 void cs_executor_piece(cs_job *job, uint32_t output, const void *data, size_t size_bytes,
                        uint32_t units);
@@ -79,6 +92,6 @@ void cs_executor_piece(cs_job *job, uint32_t output, const void *data, size_t si
 void cs_executor_done(cs_job *job, GError *error);
 
 /* Kinds, one file each. */
-extern const cs_executor_kind cs_executor_emu, cs_executor_openai;
+extern const cs_executor_kind cs_executor_emu, cs_executor_model, cs_executor_openai;
 
 #endif

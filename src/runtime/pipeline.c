@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/os.h"
+#include "runtime/memory.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -10,49 +11,9 @@
 #define DEFAULT_SEQUENCES 64
 #define N_WORKERS 4
 #define ENCODER_CACHE_BYTES (64u << 20)
-/* Of the memory that is free once the weights are there; the rest is for media, activations and
- * everybody else. */
-#define KV_FRACTION_OF_FREE 0.5
 /* While answers are being written, a step is kept about this long, so that a long prompt does not
  * hold them up. */
 #define MIXED_STEP_TARGET_US 100000
-
-/* ---- memory ---- */
-
-static uint64_t read_number_file(const char *path, uint64_t fallback)
-{
-    g_autofree char *text = NULL;
-    guint64 number;
-    if (!g_file_get_contents(path, &text, NULL, NULL) ||
-        !g_ascii_string_to_unsigned(g_strchomp(text), 10, 0, G_MAXUINT64, &number, NULL))
-        return fallback;
-    return number;
-}
-
-/* Bytes that this process may still take: of the machine, and of its control group. */
-static uint64_t free_memory_bytes(void)
-{
-    uint64_t free_bytes = 1u << 30;
-    g_autofree char *meminfo = NULL;
-    const char *line;
-    if (g_file_get_contents("/proc/meminfo", &meminfo, NULL, NULL) &&
-        (line = strstr(meminfo, "MemAvailable:")))
-        free_bytes = g_ascii_strtoull(line + strlen("MemAvailable:"), NULL, 10) * 1024;
-    uint64_t limit = read_number_file("/sys/fs/cgroup/memory.max", UINT64_MAX);
-    uint64_t used = read_number_file("/sys/fs/cgroup/memory.current", 0);
-    return MIN(free_bytes, limit > used ? limit - used : 0);
-}
-
-/* Half of what is free, but no more than all sequences at full length could fill. */
-static size_t kv_budget_bytes(const cs_llm *llm, const cs_llm_engine_options *options)
-{
-    uint64_t context =
-        options->max_context_tokens ? options->max_context_tokens : llm->max_context_tokens;
-    uint64_t useful =
-        (context / CS_LLM_BLOCK_TOKENS + 1) * options->max_sequences * llm->kv_block_bytes;
-    uint64_t budget = MIN((uint64_t)((double)free_memory_bytes() * KV_FRACTION_OF_FREE), useful);
-    return MAX(budget, llm->kv_block_bytes * 4);
-}
 
 /* ---- life ---- */
 
@@ -81,19 +42,21 @@ static void on_load_progress(void *user, size_t done_bytes, size_t total_bytes)
 static bool load_model(cs_pipeline *p, const char *dir, const cs_pipeline_options *o,
                        GError **error)
 {
+    static const char *const none[] = {NULL}; /* executors load the components */
     load_progress progress = {o};
-    p->compute =
-        cs_compute_new(&(cs_compute_options){.n_threads = o->n_threads, .isa = o->isa}, error);
+    p->compute = cs_compute_new(
+        &(cs_compute_options){.n_threads = o->plan ? 1 : o->n_threads, .isa = o->isa}, error);
     if (!p->compute)
         return false;
     p->model = cs_model_load(dir,
                              &(cs_model_options){.compute = p->compute,
                                                  .dtype = o->dtype,
                                                  .speech = !o->no_speech,
+                                                 .components = o->plan ? none : NULL,
                                                  .progress = on_load_progress,
                                                  .user = &progress},
                              error);
-    if (p->model)
+    if (p->model && !o->plan)
         on_load_progress(&progress, 1, 1);
     return p->model != NULL;
 }
@@ -111,7 +74,7 @@ static bool start_llm(cs_pipeline *p, const cs_pipeline_options *o, GError **err
     cs_llm *llm = g_steal_pointer(&p->model->llm); /* the engine's now */
     p->kv_block_bytes = llm->kv_block_bytes;
     options.kv_budget_bytes =
-        o->kv_budget_bytes ? o->kv_budget_bytes : kv_budget_bytes(llm, &options);
+        o->kv_budget_bytes ? o->kv_budget_bytes : cs_kv_budget_bytes(llm, &options, 1);
     p->llm = cs_llm_engine_new(llm, &options, error);
     if (!p->llm)
         return false;
@@ -144,10 +107,19 @@ static bool start_encoders(cs_pipeline *p, GError **error)
 
 static bool start_media(cs_pipeline *p, GError **error)
 {
-    if (!p->encoders[CS_MODALITY_IMAGE] && !p->encoders[CS_MODALITY_AUDIO])
+    if (!cs_pipeline_takes(p, CS_MODALITY_IMAGE) && !cs_pipeline_takes(p, CS_MODALITY_VIDEO) &&
+        !cs_pipeline_takes(p, CS_MODALITY_AUDIO))
         return true;
     p->media = cs_media_pool_new(&CS_MEDIA_POOL_OPTIONS_DEFAULT, error);
     return p->media != NULL;
+}
+
+static bool start_components(cs_pipeline *p, const char *dir, const cs_pipeline_options *o,
+                             GError **error)
+{
+    if (o->plan)
+        return pipeline_remote_start(p, dir, o, error);
+    return start_llm(p, o, error) && start_encoders(p, error);
 }
 
 cs_pipeline *cs_pipeline_new(const char *dir, const cs_pipeline_options *o, GError **error)
@@ -164,8 +136,8 @@ cs_pipeline *cs_pipeline_new(const char *dir, const cs_pipeline_options *o, GErr
     p->max_queued_requests =
         o->max_queued_requests ? o->max_queued_requests : DEFAULT_QUEUED_REQUESTS;
     p->id = directory_name(dir, error);
-    if (!p->id || !load_model(p, dir, o, error) || !start_llm(p, o, error) ||
-        !start_encoders(p, error) || !start_media(p, error)) {
+    if (!p->id || !load_model(p, dir, o, error) || !start_components(p, dir, o, error) ||
+        !start_media(p, error)) {
         cs_pipeline_free(p);
         return NULL;
     }
@@ -203,6 +175,7 @@ void cs_pipeline_free(cs_pipeline *p)
             cs_encoder_engine_free(p->encoders[m]);
     cs_llm_engine_free(p->llm);
     pipeline_voices_stop(&p->voices);
+    pipeline_remote_stop(p);
     g_mutex_lock(&p->lock);
     while (p->n_objects > 0)
         g_cond_wait(&p->changed, &p->lock);
@@ -231,7 +204,7 @@ const char *cs_pipeline_model_id(const cs_pipeline *p)
 
 bool cs_pipeline_takes(const cs_pipeline *p, cs_modality modality)
 {
-    return p->encoders[modality] != NULL;
+    return p->runtime ? p->takes[modality] : p->encoders[modality] != NULL;
 }
 
 uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *p)
@@ -278,8 +251,11 @@ void cs_pipeline_defaults(const cs_pipeline *p, cs_sampling *s)
 
 void cs_pipeline_stats_get(cs_pipeline *p, cs_pipeline_stats *stats)
 {
-    cs_llm_engine_stats llm;
-    cs_llm_engine_stats_get(p->llm, &llm);
+    cs_llm_engine_stats llm = {0};
+    if (p->runtime)
+        pipeline_remote_stats(p, &llm);
+    else
+        cs_llm_engine_stats_get(p->llm, &llm);
     g_mutex_lock(&p->lock);
     *stats = p->counts;
     stats->waiting =

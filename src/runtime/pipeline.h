@@ -114,8 +114,10 @@ typedef struct {
     size_t kv_budget_bytes;    /* 0: from free memory */
     uint32_t max_batch_tokens; /* 0: default */
     uint32_t max_sequences;    /* 0: default */
-    uint32_t max_context_tokens;  /* 0: the model's */
-    bool no_speech;               /* leave out what speaks, and its memory */
+    uint32_t max_context_tokens; /* 0: the model's */
+    bool no_speech;              /* leave out what speaks, and its memory */
+    const char *plan; /* a plan file: components run in executors, processes of their own, as it
+                         says, and share options go to each; NULL: all in this process */
     uint32_t max_queued_requests; /* 0: default; more are refused with CS_ERROR_BUSY */
     void (*progress)(void *user, const char *stage, double fraction);
     void *progress_user;

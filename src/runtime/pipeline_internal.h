@@ -9,6 +9,7 @@
 #include "media/decoder/pool.h"
 #include "models/model.h"
 #include "runtime/pipeline.h"
+#include "runtime/runtime.h"
 #include "runtime/text_stream.h"
 
 /* What speaks; names NULL: this model does not. */
@@ -31,7 +32,9 @@ struct cs_pipeline {
     size_t kv_block_bytes;
     cs_encoder_engine *encoders[CS_N_MODALITIES]; /* image and video may be one */
     pipeline_voices voices;
-    cs_media_pool *media; /* NULL: a model of text only */
+    cs_media_pool *media;        /* NULL: a model of text only */
+    cs_runtime *runtime;         /* with a plan; then there is neither llm nor encoders */
+    bool takes[CS_N_MODALITIES]; /* with a plan */
     uint32_t max_queued_requests;
     uint32_t max_tokens; /* of prompt and answer */
 
@@ -46,6 +49,9 @@ struct cs_pipeline {
     guint n_objects;  /* requests not yet freed */
     bool ending;
     cs_pipeline_stats counts; /* the counters that are the pipeline's own */
+    struct {
+        uint64_t prompt_tokens, cached_tokens, completion_tokens;
+    } remote_usage; /* of all requests, with a plan */
 };
 
 /* One answer of a request. */
@@ -102,9 +108,12 @@ struct cs_pipeline_request {
     pipeline_encoding *encodings;
     uint32_t modality_tokens[CS_N_MODALITIES];
 
-    pipeline_answer *answers; /* [n_choices]; by the engine's thread */
-    GMutex lock;              /* what follows, and the order of on_start before the rest */
-    cs_llm_request *llm;      /* set once; later reads need no lock */
+    pipeline_answer *answers;   /* [n_choices]; by the engine's thread */
+    GMutex lock;                /* what follows, and the order of on_start before the rest */
+    cs_llm_request *llm;        /* set once; later reads need no lock */
+    cs_runtime_request *remote; /* the same, with a plan */
+    cs_llm_usage remote_usage;  /* by the runtime's thread, as what follows */
+    GError *remote_fault;       /* an executor spoke nonsense */
     bool cancelled;
     bool done;
     uint32_t stages_left; /* engines, or the worker before them, whose end has not come */
@@ -112,6 +121,20 @@ struct cs_pipeline_request {
     bool has_usage;
     cs_usage usage;
 };
+
+/* What a request does with tokens, whoever draws them. */
+extern const cs_llm_sink pipeline_llm_sink;
+/* Calls on_start, and gives the prompt's text back if the request asks for it. */
+void pipeline_request_started(cs_pipeline_request *request);
+
+/* Starts the executors of the plan. */
+bool pipeline_remote_start(cs_pipeline *pipeline, const char *dir,
+                           const cs_pipeline_options *options, GError **error);
+void pipeline_remote_stop(cs_pipeline *pipeline);
+/* The sum over executors. */
+void pipeline_remote_stats(cs_pipeline *pipeline, cs_llm_engine_stats *stats);
+/* Hands the built prompt to the executors; under the request's lock. */
+bool pipeline_remote_submit(cs_pipeline_request *request, GError **error);
 
 /* The body of a worker thread. */
 gpointer pipeline_worker_main(gpointer pipeline);

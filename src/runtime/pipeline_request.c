@@ -35,6 +35,9 @@ static void request_free(cs_pipeline_request *r)
             cs_encoder_job_release(r->encodings[i].job);
     if (r->llm)
         cs_llm_request_release(r->llm);
+    if (r->remote)
+        cs_runtime_request_release(r->remote);
+    g_clear_error(&r->remote_fault);
     for (uint32_t i = 0; i < r->n_choices; i++)
         cs_text_stream_clear(&r->answers[i].stream);
     cs_prompt_free(r->built);
@@ -123,7 +126,7 @@ static bool request_check(const cs_pipeline *p, const cs_request *request, GErro
         return cs_fail(error, CS_ERROR_UNSUPPORTED,
                        "this model has no chat template; use completions");
     for (uint32_t i = 0; i < request->n_media; i++)
-        if (!p->encoders[request->media[i].modality])
+        if (!cs_pipeline_takes(p, request->media[i].modality))
             return cs_fail(error, CS_ERROR_UNSUPPORTED, "this model takes no %s",
                            words[request->media[i].modality]);
     if (request->voice.name && request->n_choices != 1)
@@ -162,9 +165,12 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *p, const cs_request *reques
 static void cancel_stages(cs_pipeline_request *r)
 {
     g_mutex_lock(&r->lock);
+    cs_runtime_request *remote = r->remote;
     cs_llm_request *llm = r->llm, *talker = r->speech ? r->speech->talker : NULL;
     cs_generator_request *sound = r->speech ? r->speech->sound : NULL;
     g_mutex_unlock(&r->lock);
+    if (remote)
+        cs_runtime_request_cancel(remote);
     if (llm)
         cs_llm_request_cancel(llm);
     if (talker)
@@ -322,10 +328,10 @@ static void llm_on_done(void *user, const cs_llm_usage *llm, const GError *error
     pipeline_stage_done(r, &usage, error);
 }
 
-static const cs_llm_sink llm_sink = {.on_token = llm_on_token,
-                                     .on_hidden = llm_on_hidden,
-                                     .on_finish = llm_on_finish,
-                                     .on_done = llm_on_done};
+const cs_llm_sink pipeline_llm_sink = {.on_token = llm_on_token,
+                                       .on_hidden = llm_on_hidden,
+                                       .on_finish = llm_on_finish,
+                                       .on_done = llm_on_done};
 
 /* ---- media ---- */
 
@@ -577,6 +583,13 @@ static void send_echo(cs_pipeline_request *r)
                          &(cs_piece){.choice = i, .text = text, .text_bytes = strlen(text)});
 }
 
+void pipeline_request_started(cs_pipeline_request *r)
+{
+    r->sink.on_start(r->user, r->built->n_tokens);
+    if (r->echo)
+        send_echo(r);
+}
+
 /* Under r->lock: the LLM engine has the request and nothing has been told before on_start. */
 static bool submit_llm(cs_pipeline_request *r, GError **error)
 {
@@ -603,17 +616,28 @@ static bool submit_llm(cs_pipeline_request *r, GError **error)
     };
     if (r->speech && !pipeline_speech_begin(r, error))
         return false;
-    r->llm = cs_llm_engine_submit(r->pipeline->llm, &options, &llm_sink, r, error);
+    r->llm = cs_llm_engine_submit(r->pipeline->llm, &options, &pipeline_llm_sink, r, error);
     if (!r->llm)
         return false;
-    r->sink.on_start(r->user, prompt->n_tokens);
-    if (r->echo)
-        send_echo(r);
+    pipeline_request_started(r);
     return true;
+}
+
+static bool start_remote(cs_pipeline_request *r, GError **error)
+{
+    g_mutex_lock(&r->lock);
+    bool ok = pipeline_remote_submit(r, error);
+    bool cancelled = r->cancelled;
+    g_mutex_unlock(&r->lock);
+    if (ok && cancelled)
+        cs_runtime_request_cancel(r->remote);
+    return ok;
 }
 
 static bool request_start(cs_pipeline_request *r, GError **error)
 {
+    if (r->pipeline->runtime)
+        return start_remote(r, error);
     r->n_encodings = r->built->items->len;
     r->encodings = g_new0(pipeline_encoding, r->n_encodings + 1);
     for (uint32_t i = 0; i < r->n_encodings; i++)

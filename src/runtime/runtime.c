@@ -74,6 +74,7 @@ static void unref_request(cs_runtime_request *r)
     if (atomic_fetch_sub(&r->references, 1) != 1)
         return;
     json_decref(r->input);
+    g_array_unref(r->attachments);
     g_ptr_array_unref(r->calls);
     g_free(r);
 }
@@ -283,8 +284,34 @@ static void enter_app(cs_runtime *rt, void *user)
         a->found->requests++;
 }
 
+static void clear_attachment(void *item)
+{
+    cs_attachment *a = item;
+    g_bytes_unref(a->head);
+    g_clear_pointer(&a->body, g_bytes_unref);
+}
+
+static GArray *copy_attachments(uint32_t n, const cs_attachment *attachments)
+{
+    GArray *copies = g_array_new(FALSE, FALSE, sizeof(cs_attachment));
+    g_array_set_clear_func(copies, clear_attachment);
+    for (uint32_t i = 0; i < n; i++) {
+        cs_attachment copy = {g_bytes_ref(attachments[i].head),
+                              attachments[i].body ? g_bytes_ref(attachments[i].body) : NULL};
+        g_array_append_val(copies, copy);
+    }
+    return copies;
+}
+
 cs_runtime_request *cs_runtime_submit(cs_runtime *rt, const char *name, const json_t *request,
                                       const cs_runtime_sink *sink, void *user, GError **error)
+{
+    return cs_runtime_submit_with(rt, name, request, 0, NULL, sink, user, error);
+}
+
+cs_runtime_request *cs_runtime_submit_with(cs_runtime *rt, const char *name, const json_t *request,
+                                           uint32_t n_attachments, const cs_attachment *attachments,
+                                           const cs_runtime_sink *sink, void *user, GError **error)
 {
     if (atomic_load(&rt->closing)) {
         cs_fail(error, CS_ERROR_BUSY, "the server is shutting down");
@@ -307,6 +334,7 @@ cs_runtime_request *cs_runtime_submit(cs_runtime *rt, const char *name, const js
     *r = (cs_runtime_request){.runtime = rt,
                               .app = a.found,
                               .input = json_deep_copy(request),
+                              .attachments = copy_attachments(n_attachments, attachments),
                               .sink = *sink,
                               .user = user,
                               .state = CS_APP_WAITING,
@@ -440,8 +468,18 @@ static void drop_deployment(cs_runtime *rt, void *user)
     g_ptr_array_remove(rt->deployments, user); /* frees it, and kills its executors */
 }
 
+static bool hosts_llm(const cs_plan_executor *e, const cs_tasks *tasks)
+{
+    for (size_t i = 0; i < e->n_hosted; i++)
+        for (uint32_t k = 0; k < cs_tasks_n_units(tasks); k++)
+            if (cs_tasks_unit(tasks, k)->kind == CS_UNIT_LLM &&
+                strcmp(cs_tasks_unit(tasks, k)->name, e->hosted[i].name) == 0)
+                return true;
+    return false;
+}
+
 static deployment *new_deployment(cs_runtime *rt, const char *model, const cs_plan *plan,
-                                  const json_t *devices, GError **error)
+                                  const cs_tasks *tasks, const json_t *devices, GError **error)
 {
     json_t *copy = cs_plan_to_json(plan);
     cs_plan *own = cs_plan_from_json(copy, "plan", error);
@@ -455,6 +493,8 @@ static deployment *new_deployment(cs_runtime *rt, const char *model, const cs_pl
                       .devices = devices ? json_deep_copy(devices) : json_object(),
                       .executors = g_ptr_array_new(),
                       .path_credit = g_new0(double *, own->n_routes + 1)};
+    for (size_t i = 0; i < own->n_executors; i++)
+        d->n_llm_executors += hosts_llm(&own->executors[i], tasks) ? own->executors[i].replicas : 0;
     for (size_t i = 0; i < own->n_routes; i++)
         d->path_credit[i] = g_new0(double, own->routes[i].n_paths + 1);
     return d;
@@ -465,7 +505,8 @@ bool cs_runtime_deploy(cs_runtime *rt, const char *model, const cs_plan *plan, c
 {
     if (!cs_plan_check_graph(plan, tasks, alias, error))
         return false;
-    deploy_arguments a = {.d = new_deployment(rt, model, plan, devices, error), .error = error};
+    deploy_arguments a = {.d = new_deployment(rt, model, plan, tasks, devices, error),
+                          .error = error};
     if (!a.d)
         return false;
     sync_on_loop(rt, start_deployment, &a);

@@ -54,8 +54,12 @@ bool cs_runtime_deploy(cs_runtime *runtime, const char *model, const cs_plan *pl
 /* All components in one executor entry on `device`, one path per request kind. */
 cs_plan *cs_plan_colocated(cs_tasks *tasks, const char *alias, const char *device, int replicas,
                            GError **error);
-/* Every unit hosted, every hop able, every request kind routed; errors name the plan's part. */
+/* Components that there are, on devices that there are; every route of a request kind that there
+ * is, with an executor for all that it uses; without routes, all components of some request kind.
+ * Errors name the plan's part. */
 bool cs_plan_check_graph(const cs_plan *plan, cs_tasks *tasks, const char *alias, GError **error);
+/* Whether all components of that kind of request are hosted; false for a kind that is not there. */
+bool cs_plan_hosts_kind(const cs_plan *plan, cs_tasks *tasks, const char *alias, const char *kind);
 
 /* Takes the tasks over, also on failure. CS_ERROR_CONFLICT if the name is taken. */
 bool cs_runtime_add_app(cs_runtime *runtime, const char *name, cs_tasks *tasks, GError **error);
@@ -75,6 +79,17 @@ typedef struct {
  * there is no such app or too many requests; everything else comes by on_done. */
 cs_runtime_request *cs_runtime_submit(cs_runtime *runtime, const char *app, const json_t *request,
                                       const cs_runtime_sink *sink, void *user, GError **error);
+/* Bytes that go with a request to an executor, through the sidecar and not through Lua: an
+ * invocation with the parameter `attachment = k` reads attachments[k], head and body end to end, at
+ * its input "attachment". */
+typedef struct {
+    GBytes *head, *body; /* body may be NULL */
+} cs_attachment;
+/* As cs_runtime_submit; takes references to the bytes. */
+cs_runtime_request *cs_runtime_submit_with(cs_runtime *runtime, const char *app,
+                                           const json_t *request, uint32_t n_attachments,
+                                           const cs_attachment *attachments,
+                                           const cs_runtime_sink *sink, void *user, GError **error);
 /* on_done still comes, with CS_ERROR_CANCELLED unless it was done. */
 void cs_runtime_request_cancel(cs_runtime_request *request);
 void cs_runtime_request_release(cs_runtime_request *request);

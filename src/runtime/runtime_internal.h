@@ -45,6 +45,7 @@ struct deployment {
     json_t *devices;
     GPtrArray *executors; /* executor *, replicas of an entry side by side */
     double **path_credit; /* [route][path] smooth weighted round robin */
+    unsigned n_llm_executors;
 };
 
 typedef struct {
@@ -55,6 +56,7 @@ typedef struct {
 typedef struct {
     uint32_t units; /* the client has seen */
     GByteArray *data;
+    bool full; /* more was seen than is kept */
     bool piped, ended;
 } client_stream;
 
@@ -84,6 +86,7 @@ struct cs_runtime_request {
     atomic_int references; /* the caller's, the runtime's */
     app *app;
     json_t *input;
+    GArray *attachments; /* cs_attachment */
     cs_runtime_sink sink;
     void *user;
     cs_app_run *run;
@@ -118,6 +121,8 @@ struct cs_runtime {
 
 executor *agent_executor_new(cs_runtime *runtime, deployment *d, size_t entry, unsigned replica);
 void agent_executor_free(executor *x);
+/* The executor kind for a device of a plan ("cpu", "emu:a100", "openai:b"); NULL: there is none. */
+const char *agent_kind_of_device(const char *device);
 void agent_start(executor *x);
 /* Kills the process; what happens then is as if it had died by itself. */
 void agent_kill(executor *x, const char *why);

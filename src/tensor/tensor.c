@@ -43,7 +43,7 @@ cs_tensor cs_tensor_cols(const cs_tensor *t, int64_t first, int64_t n)
 
 cs_shared_tensor *cs_shared_tensor_new(cs_dtype dtype, int64_t rows, int64_t cols)
 {
-    enum { HEADER = 64 };
+    enum { HEADER = 128 }; /* a multiple of 64: contents are aligned to that */
     G_STATIC_ASSERT(sizeof(cs_shared_tensor) <= HEADER);
     if (rows < 0 || cols < 0 || (cols > 0 && rows > INT64_MAX / 16 / cols))
         return NULL;
@@ -58,6 +58,18 @@ cs_shared_tensor *cs_shared_tensor_new(cs_dtype dtype, int64_t rows, int64_t col
     return shared;
 }
 
+cs_shared_tensor *cs_shared_tensor_wrap(const void *data, cs_dtype dtype, int64_t rows,
+                                        int64_t cols, void (*release)(void *user), void *user)
+{
+    cs_shared_tensor *shared = malloc(sizeof(*shared));
+    if (shared)
+        *shared = (cs_shared_tensor){.t = cs_tensor_view((void *)data, dtype, rows, cols),
+                                     .refs = 1,
+                                     .release = release,
+                                     .release_user = user};
+    return shared;
+}
+
 cs_shared_tensor *cs_shared_tensor_ref(cs_shared_tensor *shared)
 {
     g_atomic_int_inc(&shared->refs);
@@ -66,6 +78,9 @@ cs_shared_tensor *cs_shared_tensor_ref(cs_shared_tensor *shared)
 
 void cs_shared_tensor_unref(cs_shared_tensor *shared)
 {
-    if (shared && g_atomic_int_dec_and_test(&shared->refs))
-        free(shared);
+    if (!shared || !g_atomic_int_dec_and_test(&shared->refs))
+        return;
+    if (shared->release)
+        shared->release(shared->release_user);
+    free(shared);
 }

@@ -52,10 +52,16 @@ cs_tensor cs_tensor_cols(const cs_tensor *t, int64_t first, int64_t n);
 typedef struct {
     cs_tensor t;
     gint refs;
+    void (*release)(void *user); /* the memory is another's */
+    void *release_user;
 } cs_shared_tensor;
 
 /* NULL when there is no memory. Host memory, zero-filled, 64-byte aligned. */
 cs_shared_tensor *cs_shared_tensor_new(cs_dtype dtype, int64_t rows, int64_t cols);
+/* Over memory of another's, dense and read only; the last reference calls release, on any thread.
+ */
+cs_shared_tensor *cs_shared_tensor_wrap(const void *data, cs_dtype dtype, int64_t rows,
+                                        int64_t cols, void (*release)(void *user), void *user);
 cs_shared_tensor *cs_shared_tensor_ref(cs_shared_tensor *shared);
 void cs_shared_tensor_unref(cs_shared_tensor *shared);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_shared_tensor, cs_shared_tensor_unref)

@@ -78,12 +78,22 @@ static void report(void *user, size_t bytes)
     p->options->progress(p->options->user, MIN(p->done, p->total), p->total);
 }
 
-static size_t bytes_to_load(const cs_checkpoint *checkpoint, bool speech)
+static bool is_wanted(const cs_model_options *options, bool speech, const char *tensor)
+{
+    if (g_str_has_prefix(tensor, "thinker.visual."))
+        return cs_model_wants(options, "image_encoder");
+    if (g_str_has_prefix(tensor, "thinker.audio_tower."))
+        return cs_model_wants(options, "audio_encoder");
+    return g_str_has_prefix(tensor, "thinker.") ? cs_model_wants(options, "thinker") : speech;
+}
+
+static size_t bytes_to_load(const cs_checkpoint *checkpoint, const cs_model_options *options,
+                            bool speech)
 {
     size_t total = 0;
     for (uint32_t i = 0; i < cs_checkpoint_n_tensors(checkpoint); i++) {
         const cs_checkpoint_tensor *t = cs_checkpoint_tensor_at(checkpoint, i);
-        if (speech || g_str_has_prefix(t->name, "thinker."))
+        if (is_wanted(options, speech, t->name))
             total += t->size_bytes;
     }
     return total;
@@ -130,20 +140,23 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
                                      error) ||
         !read_preprocessor(model, config, error))
         return false;
-    bool speech = options->speech && config->speaks;
-    progress p = {.options = options, .total = bytes_to_load(model->checkpoint, speech)};
+    bool speech = options->speech && !options->components && config->speaks;
+    progress p = {.options = options, .total = bytes_to_load(model->checkpoint, options, speech)};
     cs_loader loader = {.checkpoint = model->checkpoint,
                         .parameters = model->parameters,
                         .dtype = dtype,
                         .loaded = options->progress ? report : NULL,
                         .user = &p};
-    cs_encoder *vision =
-        cs_qwen2_5_omni_vision_load(&loader, options->compute, &config->vision, "thinker.visual");
-    model->encoders[CS_MODALITY_IMAGE] = model->encoders[CS_MODALITY_VIDEO] = vision;
-    model->encoders[CS_MODALITY_AUDIO] = cs_qwen2_5_omni_audio_load(
-        &loader, options->compute, &config->audio, "thinker.audio_tower");
-    model->llm = cs_qwen2_decoder_load(&loader, options->compute, &config->text, "thinker.model",
-                                       "thinker", "lm_head.weight");
+    if (cs_model_wants(options, "image_encoder"))
+        model->encoders[CS_MODALITY_IMAGE] = model->encoders[CS_MODALITY_VIDEO] =
+            cs_qwen2_5_omni_vision_load(&loader, options->compute, &config->vision,
+                                        "thinker.visual");
+    if (cs_model_wants(options, "audio_encoder"))
+        model->encoders[CS_MODALITY_AUDIO] = cs_qwen2_5_omni_audio_load(
+            &loader, options->compute, &config->audio, "thinker.audio_tower");
+    if (cs_model_wants(options, "thinker"))
+        model->llm = cs_qwen2_decoder_load(&loader, options->compute, &config->text,
+                                           "thinker.model", "thinker", "lm_head.weight");
     if (speech)
         load_speech(model, &loader, options->compute);
     return cs_loader_finish(&loader, error);
