@@ -3,6 +3,7 @@
 #include "base/os.h"
 
 #include <netdb.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -14,6 +15,14 @@
 static void respond_json(cs_exchange *x, GString *out)
 {
     cs_exchange_respond(x, 200, "application/json", g_string_free_to_bytes(out));
+}
+
+static void respond_dumped(cs_exchange *x, json_t *object)
+{
+    char *text = json_dumps(object, JSON_COMPACT);
+    respond_json(x, g_string_new(text));
+    free(text);
+    json_decref(object);
 }
 
 static void append_model(const cs_api *api, GString *out)
@@ -31,17 +40,52 @@ static void append_model(const cs_api *api, GString *out)
                            cs_pipeline_takes(api->pipeline, CS_MODALITY_AUDIO) ? ",\"audio\"" : "");
 }
 
+static json_t *app_as_model(const json_t *app)
+{
+    return json_pack("{s:O, s:s, s:O, s:s}", "id", json_object_get(app, "name"), "object", "model",
+                     "created", json_object_get(app, "created_s"), "owned_by", "app");
+}
+
+/* Apps too: a chat completion may name one as its model. */
 static void handle_models(void *user, cs_exchange *x)
 {
+    cs_api *api = user;
     GString *out = g_string_new("{\"object\":\"list\",\"data\":[");
-    append_model(user, out);
+    append_model(api, out);
+    json_t *apps = cs_apps_list(api->apps), *app;
+    size_t i;
+    json_array_foreach (apps, i, app) {
+        json_t *model = app_as_model(app);
+        char *text = json_dumps(model, JSON_COMPACT);
+        g_string_append_printf(out, ",%s", text);
+        free(text);
+        json_decref(model);
+    }
+    json_decref(apps);
     g_string_append(out, "]}");
     respond_json(x, out);
+}
+
+/* NULL if there is none. */
+static json_t *find_app_as_model(cs_api *api, const char *id)
+{
+    json_t *apps = cs_apps_list(api->apps), *app, *found = NULL;
+    size_t i;
+    json_array_foreach (apps, i, app)
+        if (strcmp(json_string_value(json_object_get(app, "name")), id) == 0)
+            found = app_as_model(app);
+    json_decref(apps);
+    return found;
 }
 
 static void handle_model(void *user, cs_exchange *x)
 {
     cs_fault fault = {0};
+    json_t *app = find_app_as_model(user, cs_exchange_tail(x));
+    if (app) {
+        respond_dumped(x, app);
+        return;
+    }
     if (!cs_api_check_model(user, cs_exchange_tail(x), &fault)) {
         cs_api_fail(x, &fault);
         cs_fault_clear(&fault);
@@ -240,12 +284,29 @@ static void handle_detokenize(void *user, cs_exchange *x)
 
 static void handle_chat(void *user, cs_exchange *x)
 {
-    cs_api_generate(user, x, CS_ENDPOINT_CHAT);
+    cs_api *api = user;
+    g_autoptr(GError) error = NULL;
+    cs_body body = {0};
+    if (!cs_body_parse(&body, cs_exchange_body(x), &error)) {
+        cs_exchange_fail(x, error, NULL, NULL);
+        return;
+    }
+    const char *model = json_string_value(json_object_get(body.root, "model"));
+    if (!model || !cs_apps_chat(api->apps, model, &body, x))
+        cs_api_generate(api, x, CS_ENDPOINT_CHAT, &body);
+    cs_body_clear(&body);
 }
 
 static void handle_completion(void *user, cs_exchange *x)
 {
-    cs_api_generate(user, x, CS_ENDPOINT_COMPLETION);
+    g_autoptr(GError) error = NULL;
+    cs_body body = {0};
+    if (!cs_body_parse(&body, cs_exchange_body(x), &error)) {
+        cs_exchange_fail(x, error, NULL, NULL);
+        return;
+    }
+    cs_api_generate(user, x, CS_ENDPOINT_COMPLETION, &body);
+    cs_body_clear(&body);
 }
 
 static const cs_route routes[] = {
@@ -253,6 +314,11 @@ static const cs_route routes[] = {
     {"POST", "/v1/completions", false, handle_completion},
     {"GET", "/v1/models", false, handle_models},
     {"GET", "/v1/models/*", false, handle_model},
+    {"GET", "/v1/apps", false, cs_apps_handle_list},
+    {"POST", "/v1/apps", false, cs_apps_handle_add},
+    {"GET", "/v1/apps/*", false, cs_apps_handle_get},
+    {"POST", "/v1/apps/*", false, cs_apps_handle_invoke},
+    {"DELETE", "/v1/apps/*", false, cs_apps_handle_remove},
     {"POST", "/tokenize", false, handle_tokenize},
     {"POST", "/detokenize", false, handle_detokenize},
     {"GET", "/metrics", false, handle_metrics},
@@ -311,6 +377,11 @@ cs_api *cs_api_new(cs_pipeline *pipeline, const cs_api_options *o, GError **erro
                                     o->max_medium_bytes ? o->max_medium_bytes : 256u << 20};
     if (o->allow_remote_media)
         api->fetchers = g_thread_pool_new(cs_api_generate_fetch, NULL, N_FETCHERS, FALSE, NULL);
+    api->apps = cs_apps_new(api, o->state_path, error);
+    if (!api->apps) {
+        cs_api_free(api);
+        return NULL;
+    }
     api->http = cs_http_new(
         &(cs_http_options){
             .host = o->host ? o->host : "127.0.0.1",
@@ -346,6 +417,7 @@ void cs_api_drain(cs_api *api, int64_t timeout_us)
     if (cs_http_wait_idle(api->http, timeout_us))
         return;
     cs_api_generate_end_all(api);
+    cs_apps_end_all(api->apps);
     cs_http_wait_idle(api->http, G_USEC_PER_SEC / 2); /* for the error events to be sent */
 }
 
@@ -360,6 +432,7 @@ void cs_api_free(cs_api *api)
     while (api->n_jobs > 0)
         g_cond_wait(&api->no_jobs, &api->lock);
     g_mutex_unlock(&api->lock);
+    cs_apps_free(api->apps);
     g_hash_table_unref(api->jobs);
     g_mutex_clear(&api->lock);
     g_cond_clear(&api->no_jobs);

@@ -25,6 +25,8 @@ typedef struct {
     bool allow_remote_media; /* https URLs of media are fetched */
     const char *media_dir;   /* file URLs inside it are read; NULL: none */
     size_t max_medium_bytes; /* 256 MiB */
+
+    const char *state_path; /* where apps are kept; NULL: nowhere */
 } cs_api_options;
 
 /* Listens. The pipeline is borrowed and outlives the API. */

@@ -3,6 +3,7 @@
 #define CS_API_API_INTERNAL_H
 
 #include "api/api.h"
+#include "api/apps.h"
 #include "api/content.h"
 #include "api/http.h"
 #include "api/metrics.h"
@@ -11,6 +12,7 @@ struct cs_api {
     cs_pipeline *pipeline;
     cs_http *http;
     cs_metrics *metrics;
+    cs_apps *apps;
     cs_media_policy policy;
     char *media_dir;
     GThreadPool *fetchers; /* of remote media; NULL when not allowed */
@@ -23,8 +25,8 @@ struct cs_api {
     gint draining;    /* atomic */
 };
 
-/* generate.c: both generation endpoints. */
-void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint);
+/* generate.c: both generation endpoints. The body is borrowed during the call. */
+void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint, const cs_body *body);
 /* Ends all jobs with an error; their clients are told. */
 void cs_api_generate_end_all(cs_api *api);
 /* The body of a job for the fetchers' pool. */
@@ -32,6 +34,7 @@ void cs_api_generate_fetch(gpointer job, gpointer api);
 
 /* Responds with the fault. */
 void cs_api_fail(cs_exchange *x, const cs_fault *fault);
+bool cs_api_has_model(const cs_api *api, const char *id);
 /* False, and a fault, when the model named is not the one served. */
 bool cs_api_check_model(const cs_api *api, const char *model, cs_fault *fault);
 

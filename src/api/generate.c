@@ -432,10 +432,15 @@ void cs_api_fail(cs_exchange *x, const cs_fault *fault)
     cs_exchange_fail(x, fault->error, fault->param, fault->code);
 }
 
+bool cs_api_has_model(const cs_api *api, const char *id)
+{
+    return strcmp(id, cs_pipeline_model_id(api->pipeline)) == 0;
+}
+
 bool cs_api_check_model(const cs_api *api, const char *model, cs_fault *fault)
 {
     const char *id = cs_pipeline_model_id(api->pipeline);
-    if (!model || strcmp(model, id) == 0)
+    if (!model || cs_api_has_model(api, model))
         return true;
     cs_fault_set(fault, CS_ERROR_NOT_FOUND, "model",
                  "there is no model \"%.100s\" here; this server has \"%s\"", model, id);
@@ -464,15 +469,10 @@ static bool read_content(job *j, const cs_body *body, cs_fault *fault)
            check_modalities(j, fault);
 }
 
-static bool read_request(job *j, GBytes *bytes, cs_fault *fault)
+static bool read_request(job *j, const cs_body *body, cs_fault *fault)
 {
-    cs_body body;
-    if (!cs_body_parse(&body, bytes, &fault->error))
-        return false;
-    bool ok = cs_params_read(&j->params, &body, j->output.endpoint, fault) &&
-              cs_api_check_model(j->api, j->params.model, fault) && read_content(j, &body, fault);
-    cs_body_clear(&body);
-    if (!ok)
+    if (!cs_params_read(&j->params, body, j->output.endpoint, fault) ||
+        !cs_api_check_model(j->api, j->params.model, fault) || !read_content(j, body, fault))
         return false;
     j->n_parts = j->content.prompts      ? j->content.prompts->len
                  : j->content.prompt_ids ? j->content.prompt_ids->len
@@ -522,11 +522,11 @@ static job *job_new(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
     return j;
 }
 
-void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
+void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint, const cs_body *body)
 {
     job *j = job_new(api, x, endpoint);
     cs_fault fault = {0};
-    bool ok = read_request(j, cs_exchange_body(x), &fault);
+    bool ok = read_request(j, body, &fault);
     cs_exchange_release_body(x);
     if (!ok) {
         cs_api_fail(x, &fault);

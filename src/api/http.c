@@ -135,22 +135,23 @@ static bool path_matches(const cs_route *route, cs_exchange *x)
 
 static bool find_route(const cs_http *http, cs_exchange *x, GError **error)
 {
-    const char *allowed = NULL;
+    g_autoptr(GString) allowed = g_string_new(NULL);
     const char *method = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method;
     for (guint i = 0; i < http->options.n_routes && !x->route; i++) {
         const cs_route *route = &http->options.routes[i];
         if (!path_matches(route, x))
             continue;
-        allowed = route->method;
+        g_string_append_printf(allowed, "%s%s", allowed->len ? ", " : "", route->method);
         if (strcmp(route->method, method) == 0)
             x->route = route;
     }
     if (x->route)
         return true;
-    if (!allowed)
+    if (allowed->len == 0)
         return cs_fail(error, CS_ERROR_NOT_FOUND, "there is no route %s", x->path);
-    cs_exchange_header(x, "Allow", allowed);
-    return cs_fail(error, CS_ERROR_UNSUPPORTED, "%s takes %s, not %s", x->path, allowed, x->method);
+    cs_exchange_header(x, "Allow", allowed->str);
+    return cs_fail(error, CS_ERROR_UNSUPPORTED, "%s takes %s, not %s", x->path, allowed->str,
+                   x->method);
 }
 
 static bool check_content_type(cs_exchange *x, GError **error)

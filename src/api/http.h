@@ -28,7 +28,7 @@ typedef struct cs_http cs_http;
 typedef struct cs_exchange cs_exchange;
 
 typedef struct {
-    const char *method; /* "GET" (HEAD goes with it) or "POST" */
+    const char *method; /* "GET" (HEAD goes with it), "POST" or "DELETE" */
     const char *path;   /* exact, or ending in "/" followed by "*": one more segment */
     bool open;          /* needs no API key */
     void (*handle)(void *user, cs_exchange *x);

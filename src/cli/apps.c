@@ -17,7 +17,8 @@ static const GOptionEntry entries[] = {
     {"state", 0, 0, G_OPTION_ARG_FILENAME, &option_state,
      "The state file (default: cornserve.db here)", "FILE"},
     {"model", 'm', 0, G_OPTION_ARG_STRING_ARRAY, &option_models,
-     "What the app calls models.ALIAS is the checkpoint in DIR (add; repeatable)", "ALIAS=DIR"},
+     "What the app calls models.ALIAS is the served model of this id (add; repeatable)",
+     "ALIAS=ID"},
     {NULL},
 };
 
@@ -27,7 +28,7 @@ static const cs_cli_spec spec = {
     .description =
         "Lists, adds and removes apps: Lua files with a function serve(request). FILE may "
         "be the name of an app that comes with the program: chat, arena.",
-    .example = "  cornserve apps add duel arena -m left=models/A -m right=models/B\n"
+    .example = "  cornserve apps add duel arena -m left=A -m right=B\n"
                "  cornserve apps list",
     .entries = entries,
     .min_arguments = 1,
@@ -39,13 +40,12 @@ static json_t *read_models(GError **error)
     json_t *models = json_object();
     for (char **given = option_models; given && *given; given++) {
         g_auto(GStrv) parts = g_strsplit(*given, "=", 2);
-        if (!parts[0] || !parts[0][0] || !parts[1]) {
-            cs_fail(error, CS_ERROR_INVALID, "--model %s: expected ALIAS=DIR", *given);
+        if (!parts[0] || !parts[0][0] || !parts[1] || !parts[1][0]) {
+            cs_fail(error, CS_ERROR_INVALID, "--model %s: expected ALIAS=ID", *given);
             json_decref(models);
             return NULL;
         }
-        g_autofree char *dir = g_canonicalize_filename(parts[1], NULL);
-        json_object_set_new(models, parts[0], json_string(dir));
+        json_object_set_new(models, parts[0], json_string(parts[1]));
     }
     return models;
 }

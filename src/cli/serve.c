@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 static cs_cli_model_options model_options;
-static char *host, *log_level, *media_dir, *max_body, *key_file;
+static char *host, *log_level, *media_dir, *max_body, *key_file, *state_path;
 static char **keys;
 static int port = 8000;
 static double drain_seconds = 4;
@@ -34,6 +34,8 @@ static const GOptionEntry entries[] = {
     {"allow-media-dir", 0, 0, G_OPTION_ARG_FILENAME, &media_dir,
      "Read file: URLs of media inside this directory", "DIR"},
     {"max-body", 0, 0, G_OPTION_ARG_STRING, &max_body, "Largest request body (128M)", "SIZE"},
+    {"state", 0, 0, G_OPTION_ARG_FILENAME, &state_path,
+     "Where apps are kept (cornserve.db here, made when the first is registered)", "FILE"},
     {"drain-seconds", 0, 0, G_OPTION_ARG_DOUBLE, &drain_seconds,
      "At the end, time for running requests to finish (4)", "S"},
     {"log-level", 0, 0, G_OPTION_ARG_STRING, &log_level, "error, warn, info or debug (info)",
@@ -196,6 +198,7 @@ int cs_cli_serve(int argc, char **argv)
         .allow_public_without_key = public_without_key,
         .allow_remote_media = remote_media,
         .media_dir = media_dir,
+        .state_path = state_path ? state_path : "cornserve.db",
     };
     if (!check_options(&options, &error))
         return cs_cli_usage(spec.name, "%s", error->message);

@@ -1,7 +1,6 @@
 #include "runtime/registry.h"
 
 #include "base/error.h"
-#include "base/json.h"
 #include "graph/builtin.h"
 
 #include <sqlite3.h>
@@ -10,7 +9,6 @@
 
 #define SCHEMA_VERSION 1
 #define BUSY_TIMEOUT_MS 5000
-#define CONFIG_MAX_BYTES (16u << 20)
 #define NAME_MAX_BYTES 64
 #define MODELS_MAX 16
 
@@ -91,45 +89,51 @@ void cs_registry_close(cs_registry *r)
 
 /* --- loading --- */
 
-static bool add_model(cs_tasks *tasks, const char *alias, const char *dir, GError **error)
+void cs_registry_blame_app(GError *error)
 {
-    g_autofree char *path = g_build_filename(dir, "config.json", NULL);
-    json_t *config = cs_json_load_file(path, CONFIG_MAX_BYTES, error);
-    if (!config)
-        return false;
-    const char *family = json_string_value(json_object_get(config, "model_type"));
+    if (g_error_matches(error, CS_ERROR, CS_ERROR_TIMEOUT))
+        error->code = CS_ERROR_TOO_LARGE;
+}
+
+static bool add_models(cs_tasks *tasks, const json_t *models, GError **error)
+{
     size_t size_bytes = 0;
-    const char *source = family ? cs_builtin_task(family, &size_bytes) : NULL;
-    g_autofree char *file = g_strdup_printf("%s.lua", family ? family : "");
-    bool ok = source
-                  ? cs_tasks_add_model(tasks, alias, dir, source, size_bytes, file, config, error)
-                  : cs_fail(error, CS_ERROR_UNSUPPORTED, "%s: no task file for model_type %s", path,
-                            family ? family : "(missing)");
-    json_decref(config);
-    return ok;
+    const char *source = cs_builtin_task("chat_completion", &size_bytes), *alias;
+    json_t *model;
+    json_object_foreach ((json_t *)models, alias, model)
+        if (!cs_tasks_add_model(tasks, alias, json_string_value(model), source, size_bytes,
+                                "chat_completion.lua", NULL, error))
+            return false;
+    return true;
+}
+
+static bool check_models(const char *name, const json_t *models, GError **error)
+{
+    const char *alias;
+    json_t *model;
+    if (!json_is_object(models) || json_object_size(models) > MODELS_MAX)
+        return cs_fail(error, CS_ERROR_INVALID, "app %s: models: expected an object of at most %d",
+                       name, MODELS_MAX);
+    json_object_foreach ((json_t *)models, alias, model)
+        if (!json_is_string(model))
+            return cs_fail(error, CS_ERROR_INVALID, "app %s: models.%.64s: expected a model's id",
+                           name, alias);
+    return true;
 }
 
 cs_tasks *cs_registry_load_source(const char *name, const char *source, const json_t *models,
                                   GError **error)
 {
-    const char *alias;
-    json_t *dir;
-    if (!json_is_object(models) || json_object_size(models) > MODELS_MAX) {
-        cs_fail(error, CS_ERROR_INVALID, "app %s: models: expected an object of at most %d", name,
-                MODELS_MAX);
+    if (!check_models(name, models, error))
         return NULL;
-    }
-    g_autoptr(cs_tasks) tasks = cs_tasks_new(name, NULL, error);
-    bool ok = tasks != NULL;
-    json_object_foreach ((json_t *)models, alias, dir) {
-        if (ok && !json_is_string(dir))
-            ok = cs_fail(error, CS_ERROR_INVALID, "app %s: models.%s: expected a directory", name,
-                         alias);
-        ok = ok && add_model(tasks, alias, json_string_value(dir), error);
-    }
+    GError *fault = NULL;
+    g_autoptr(cs_tasks) tasks = cs_tasks_new(name, NULL, &fault);
     g_autofree char *file = g_strdup_printf("%s.lua", name);
-    if (ok && cs_tasks_set_app(tasks, source, strlen(source), file, error))
+    if (tasks && add_models(tasks, models, &fault) &&
+        cs_tasks_set_app(tasks, source, strlen(source), file, &fault))
         return g_steal_pointer(&tasks);
+    cs_registry_blame_app(fault);
+    g_propagate_error(error, fault);
     return NULL;
 }
 
@@ -196,16 +200,19 @@ bool cs_registry_remove(cs_registry *r, const char *name, GError **error)
 
 json_t *cs_registry_list(cs_registry *r, GError **error)
 {
-    sqlite3_stmt *s = prepare(r, "SELECT name, models, created_s FROM apps ORDER BY name", error);
+    sqlite3_stmt *s =
+        prepare(r, "SELECT name, models, created_s, source FROM apps ORDER BY name", error);
     if (!s)
         return NULL;
     json_t *list = json_array();
     int result;
     while ((result = sqlite3_step(s)) == SQLITE_ROW) {
         json_t *models = json_loads((const char *)sqlite3_column_text(s, 1), 0, NULL);
-        json_array_append_new(list, json_pack("{s:s, s:o, s:I}", "name", sqlite3_column_text(s, 0),
-                                              "models", models ? models : json_object(),
-                                              "created_s", (json_int_t)sqlite3_column_int64(s, 2)));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:o, s:I, s:s}", "name", sqlite3_column_text(s, 0),
+                                        "models", models ? models : json_object(), "created_s",
+                                        (json_int_t)sqlite3_column_int64(s, 2), "source",
+                                        sqlite3_column_text(s, 3)));
     }
     if (result != SQLITE_DONE) {
         fail_db(r, error);

@@ -9,9 +9,7 @@
 
 static json_t *two_models(void)
 {
-    g_autofree char *dir =
-        g_test_build_filename(G_TEST_DIST, "golden", "qwen2_5_omni", "qwen2.5-omni-tiny", NULL);
-    return json_pack("{s:s, s:s}", "left", dir, "right", dir);
+    return json_pack("{s:s, s:s}", "left", "one", "right", "one");
 }
 
 static cs_registry *open_file(const char *path)
@@ -51,7 +49,7 @@ static void test_kept(void)
     json_decref(apps);
     g_autoptr(cs_tasks) tasks = cs_registry_load(r, "duel", &error);
     g_assert_no_error(error);
-    g_assert_cmpuint(cs_tasks_n_units(tasks), ==, 5); /* one checkpoint twice: shared */
+    g_assert_cmpuint(cs_tasks_n_units(tasks), ==, 1); /* one model twice: shared */
     g_assert_true(cs_registry_remove(r, "duel", &error));
     g_assert_false(cs_registry_remove(r, "duel", &error));
     expect_code(&error, CS_ERROR_NOT_FOUND);
@@ -77,9 +75,6 @@ static void test_refused(void)
     expect_code(&error, CS_ERROR_INVALID);
     g_assert_false(cs_registry_add(r, "a", "x = 1", none, &error)); /* no serve */
     expect_code(&error, CS_ERROR_INVALID);
-    json_t *nowhere = json_pack("{s:s}", "m", "/nowhere");
-    g_assert_false(cs_registry_add(r, "a", "function serve() end", nowhere, &error));
-    expect_code(&error, CS_ERROR_NOT_FOUND);
     json_t *odd = json_pack("{s:i}", "m", 3);
     g_assert_false(cs_registry_add(r, "a", "function serve() end", odd, &error));
     expect_code(&error, CS_ERROR_INVALID);
@@ -87,7 +82,6 @@ static void test_refused(void)
     g_assert_cmpuint(json_array_size(apps), ==, 0);
     json_decref(apps);
     json_decref(odd);
-    json_decref(nowhere);
     json_decref(models);
     json_decref(none);
 }
