@@ -249,24 +249,29 @@ void cs_pipeline_defaults(const cs_pipeline *p, cs_sampling *s)
                        .n_logprobs = -1};
 }
 
-void cs_pipeline_stats_get(cs_pipeline *p, cs_pipeline_stats *stats)
+static void add_engine(const cs_pipeline *p, cs_pipeline_stats *stats)
 {
-    cs_llm_engine_stats llm = {0};
-    if (p->runtime)
-        pipeline_remote_stats(p, &llm);
-    else
-        cs_llm_engine_stats_get(p->llm, &llm);
-    g_mutex_lock(&p->lock);
-    *stats = p->counts;
-    stats->waiting =
-        g_hash_table_size(p->live) > llm.running ? g_hash_table_size(p->live) - llm.running : 0;
-    g_mutex_unlock(&p->lock);
+    cs_llm_engine_stats llm;
+    cs_llm_engine_stats_get(p->llm, &llm);
     stats->running = llm.running;
     stats->kv_blocks_used = llm.kv_blocks_used;
     stats->kv_blocks_total = llm.kv_blocks_total;
-    stats->kv_bytes_total = llm.kv_blocks_total * p->kv_block_bytes;
     stats->prompt_tokens = llm.prompt_tokens;
     stats->cached_tokens = llm.cached_tokens;
     stats->completion_tokens = llm.completion_tokens;
     stats->preemptions = llm.preemptions;
+}
+
+void cs_pipeline_stats_get(cs_pipeline *p, cs_pipeline_stats *stats)
+{
+    g_mutex_lock(&p->lock);
+    *stats = p->counts;
+    guint n_live = g_hash_table_size(p->live);
+    g_mutex_unlock(&p->lock);
+    if (p->runtime)
+        pipeline_remote_stats(p, stats);
+    else
+        add_engine(p, stats);
+    stats->waiting = n_live > stats->running ? n_live - stats->running : 0;
+    stats->kv_bytes_total = stats->kv_blocks_total * p->kv_block_bytes;
 }

@@ -130,6 +130,10 @@ typedef struct {
     uint64_t prompt_tokens, cached_tokens, completion_tokens;
     uint64_t requests_started, requests_finished, requests_failed, requests_cancelled, preemptions;
     uint64_t encoder_items[CS_N_MODALITIES];
+    /* With a plan; without one there are none. */
+    uint32_t executors, executors_ready;
+    uint64_t executor_deaths, retries; /* retries: requests, or parts of them, that ran again */
+    uint64_t sidecar_bytes;            /* in use */
 } cs_pipeline_stats;
 
 typedef struct cs_pipeline cs_pipeline;
@@ -178,5 +182,8 @@ void cs_pipeline_cancel(cs_pipeline_request *request);
 void cs_pipeline_release(cs_pipeline_request *request);
 
 void cs_pipeline_stats_get(cs_pipeline *pipeline, cs_pipeline_stats *stats);
+/* With a plan, what cs_runtime_status tells of its executors, the sidecar and requests; NULL
+ * without one. json_decref. */
+json_t *cs_pipeline_executors(cs_pipeline *pipeline);
 
 #endif

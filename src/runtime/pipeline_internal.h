@@ -49,9 +49,6 @@ struct cs_pipeline {
     guint n_objects;  /* requests not yet freed */
     bool ending;
     cs_pipeline_stats counts; /* the counters that are the pipeline's own */
-    struct {
-        uint64_t prompt_tokens, cached_tokens, completion_tokens;
-    } remote_usage; /* of all requests, with a plan */
 };
 
 /* One answer of a request. */
@@ -131,8 +128,8 @@ void pipeline_request_started(cs_pipeline_request *request);
 bool pipeline_remote_start(cs_pipeline *pipeline, const char *dir,
                            const cs_pipeline_options *options, GError **error);
 void pipeline_remote_stop(cs_pipeline *pipeline);
-/* The sum over executors. */
-void pipeline_remote_stats(cs_pipeline *pipeline, cs_llm_engine_stats *stats);
+/* Adds what the executors say. */
+void pipeline_remote_stats(cs_pipeline *pipeline, cs_pipeline_stats *stats);
 /* Hands the built prompt to the executors; under the request's lock. */
 bool pipeline_remote_submit(cs_pipeline_request *request, GError **error);
 

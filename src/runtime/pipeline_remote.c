@@ -119,27 +119,40 @@ void pipeline_remote_stop(cs_pipeline *p)
     cs_runtime_free(p->runtime, 0);
 }
 
-void pipeline_remote_stats(cs_pipeline *p, cs_llm_engine_stats *stats)
+json_t *cs_pipeline_executors(cs_pipeline *p)
+{
+    return p->runtime ? cs_runtime_status(p->runtime) : NULL;
+}
+
+static uint64_t number(const json_t *object, const char *name)
+{
+    return (uint64_t)json_integer_value(json_object_get(object, name));
+}
+
+static void add_executor(cs_pipeline_stats *stats, const json_t *executor)
+{
+    const char *state = json_string_value(json_object_get(executor, "state"));
+    stats->executors++;
+    stats->executors_ready += strcmp(state, "ready") == 0;
+    if (number(executor, "max_tokens") == 0) /* no LLM */
+        return;
+    stats->running += (uint32_t)number(executor, "running");
+    stats->kv_blocks_used += (uint32_t)number(executor, "kv_blocks_used");
+    stats->kv_blocks_total += (uint32_t)number(executor, "kv_blocks_total");
+    stats->preemptions += number(executor, "preemptions");
+}
+
+void pipeline_remote_stats(cs_pipeline *p, cs_pipeline_stats *stats)
 {
     json_t *status = cs_runtime_status(p->runtime), *executor;
     size_t i;
-    json_array_foreach (json_object_get(status, "executors"), i, executor) {
-        if (json_integer_value(json_object_get(executor, "max_tokens")) == 0)
-            continue;
-        stats->running += (uint32_t)json_integer_value(json_object_get(executor, "running"));
-        stats->kv_blocks_used +=
-            (uint32_t)json_integer_value(json_object_get(executor, "kv_blocks_used"));
-        stats->kv_blocks_total +=
-            (uint32_t)json_integer_value(json_object_get(executor, "kv_blocks_total"));
-        stats->preemptions +=
-            (uint64_t)json_integer_value(json_object_get(executor, "preemptions"));
-    }
+    json_array_foreach (json_object_get(status, "executors"), i, executor)
+        add_executor(stats, executor);
+    const json_t *requests = json_object_get(status, "requests");
+    stats->executor_deaths = number(requests, "executor_deaths");
+    stats->retries = number(requests, "retries");
+    stats->sidecar_bytes = number(json_object_get(status, "sidecar"), "used_bytes");
     json_decref(status);
-    g_mutex_lock(&p->lock);
-    stats->prompt_tokens = p->remote_usage.prompt_tokens;
-    stats->cached_tokens = p->remote_usage.cached_tokens;
-    stats->completion_tokens = p->remote_usage.completion_tokens;
-    g_mutex_unlock(&p->lock);
 }
 
 /* ---- attachments ---- */
@@ -371,9 +384,9 @@ static void on_done(void *user, const json_t *result, const GError *error)
     if (!r->remote_fault && !error && !is_complete(r))
         cs_fail(&r->remote_fault, CS_ERROR_FAILED, "an executor ended before the answer did");
     g_mutex_lock(&p->lock);
-    p->remote_usage.prompt_tokens += r->remote_usage.prompt_tokens;
-    p->remote_usage.cached_tokens += r->remote_usage.cached_tokens;
-    p->remote_usage.completion_tokens += r->remote_usage.completion_tokens;
+    p->counts.prompt_tokens += r->remote_usage.prompt_tokens;
+    p->counts.cached_tokens += r->remote_usage.cached_tokens;
+    p->counts.completion_tokens += r->remote_usage.completion_tokens;
     g_mutex_unlock(&p->lock);
     pipeline_llm_sink.on_done(r, &r->remote_usage, r->remote_fault ? r->remote_fault : error);
 }
