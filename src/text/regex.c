@@ -69,6 +69,7 @@ static const struct {
 struct cs_regex {
     pcre2_code *code;
     pcre2_code *late_code; /* for text with late characters; NULL where code serves */
+    bool has_jit;          /* false where a CPU or a policy forbids it: pcre2_match interprets */
 };
 
 struct cs_regex_scratch {
@@ -282,8 +283,6 @@ static pcre2_code *compile(const char *pattern, bool late, bool *uses_late, GErr
         cs_fail(error, CS_ERROR_INVALID, "regular expression %s: %s", pattern, message);
         return NULL;
     }
-    /* Without JIT (a CPU or policy that forbids it) pcre2_match interprets. */
-    pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE);
     return compiled;
 }
 
@@ -296,6 +295,8 @@ cs_regex *cs_regex_new(const char *pattern, GError **error)
         return NULL;
     if (uses_late && !(r->late_code = compile(pattern, true, &uses_late, error)))
         return NULL;
+    r->has_jit = pcre2_jit_compile(r->code, PCRE2_JIT_COMPLETE) == 0 &&
+                 (!r->late_code || pcre2_jit_compile(r->late_code, PCRE2_JIT_COMPLETE) == 0);
     return g_steal_pointer(&r);
 }
 
@@ -354,8 +355,11 @@ int cs_regex_find(const cs_regex *r, cs_regex_scratch *scratch, const char *text
                   size_t from, bool late, size_t *start, size_t *end, GError **error)
 {
     const pcre2_code *code = late && r->late_code ? r->late_code : r->code;
-    int rc = pcre2_match(code, (PCRE2_SPTR)text, size_bytes, from, PCRE2_NO_UTF_CHECK,
-                         scratch->data, scratch->context);
+    int rc = r->has_jit
+                 ? pcre2_jit_match(code, (PCRE2_SPTR)text, size_bytes, from, 0, scratch->data,
+                                   scratch->context) /* checks nothing, the text is UTF-8 */
+                 : pcre2_match(code, (PCRE2_SPTR)text, size_bytes, from, PCRE2_NO_UTF_CHECK,
+                               scratch->data, scratch->context);
     if (rc == PCRE2_ERROR_NOMATCH)
         return 0;
     if (rc < 0) {

@@ -8,10 +8,11 @@
 #define GUARD '\xFF'
 
 /* Words of at most this many bytes that become at most so many tokens are remembered. Together with
- * its lengths an entry fills a cache line. */
+ * its lengths an entry fills a cache line; all of them fill the second-level cache of a large core.
+ */
 #define CACHE_WORD_BYTES 24
 #define CACHE_IDS 9
-#define CACHE_ENTRIES 8192
+#define CACHE_BITS 15
 
 typedef struct {
     uint64_t word[CACHE_WORD_BYTES / 8]; /* padded with zeros */
@@ -35,7 +36,7 @@ struct text_scratch {
     GString *steps[MAX_STEPS + 1]; /* text rewritten by pre-tokenizer step i */
     GArray *ranges[MAX_STEPS + 1]; /* text_range */
     GArray *guards;                /* size_t: offsets in clean */
-    cache_entry cache[CACHE_ENTRIES];
+    cache_entry cache[1 << CACHE_BITS];
 };
 
 typedef struct {
@@ -206,8 +207,7 @@ static bool add_word(encoder *e, const char *word, size_t size_bytes)
     uint64_t hash = (padded[0] * 0x9E3779B97F4A7C15u) ^ (padded[1] * 0xC2B2AE3D27D4EB4Fu) ^
                     (padded[2] * 0x165667B19E3779F9u) ^ size_bytes;
     hash *= 0x9E3779B97F4A7C15u;
-    cache_entry *entry = &e->s->cache[hash >> 51];
-    G_STATIC_ASSERT(CACHE_ENTRIES == 1u << (64 - 51));
+    cache_entry *entry = &e->s->cache[hash >> (64 - CACHE_BITS)];
     if (entry->size_bytes == size_bytes && memcmp(entry->word, padded, sizeof padded) == 0) {
         g_array_append_vals(e->ids, entry->ids, entry->n_ids);
         return true;
