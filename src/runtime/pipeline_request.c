@@ -90,9 +90,10 @@ static cs_pipeline_request *request_new(cs_pipeline *p, const cs_request *reques
     r->pipeline = p;
     r->sink = *sink;
     r->user = user;
-    r->messages = json_incref(request->messages);
-    r->tools = json_incref(request->tools);
-    r->template_arguments = json_incref(request->template_arguments);
+    /* Not shared with the caller's thread: jansson's reference counts order no memory accesses. */
+    r->messages = json_deep_copy(request->messages);
+    r->tools = json_deep_copy(request->tools);
+    r->template_arguments = json_deep_copy(request->template_arguments);
     r->prompt = g_strdup(request->prompt);
     if (request->prompt_ids) {
         r->prompt_ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
@@ -659,6 +660,15 @@ static bool request_start(cs_pipeline_request *r, GError **error)
 
 /* ---- the workers ---- */
 
+/* What the prompt was built from is of no more use. */
+static void release_inputs(cs_pipeline_request *r)
+{
+    g_ptr_array_set_size(r->media, 0);
+    g_clear_pointer(&r->messages, json_decref);
+    g_clear_pointer(&r->tools, json_decref);
+    g_clear_pointer(&r->template_arguments, json_decref);
+}
+
 static void request_prepare(cs_pipeline_request *r)
 {
     g_autoptr(GError) error = NULL;
@@ -666,8 +676,7 @@ static void request_prepare(cs_pipeline_request *r)
         cs_fail(&error, CS_ERROR_CANCELLED, "the request was cancelled");
     else
         r->built = build_prompt(r, &error);
-    /* Bytes of media are of no more use. */
-    g_ptr_array_set_size(r->media, 0);
+    release_inputs(r);
     if (r->built && check_length(r, r->built, &error))
         request_start(r, &error);
     if (error)

@@ -342,7 +342,7 @@ static void test_slow_reader(void)
     g_autofree char *text = post_text("/v1/chat/completions", body);
     int fd = dial_with_buffer(&f, 4096);
     send_text(fd, text);
-    for (int i = 0; i < 600 && fake_pipeline_live(f.pipeline) > 0; i++)
+    for (int i = 0; i < 6000 && fake_pipeline_live(f.pipeline) > 0; i++)
         g_usleep(10000);
     g_autofree char *response = dechunk(read_all(fd));
     g_assert_cmpuint(count(response, "data: "), <, 50000);

@@ -16,7 +16,7 @@ static cs_sandbox *new_sandbox(void)
     cs_sandbox_limits limits = {.memory_bytes = MEMORY_BYTES,
                                 .source_bytes = 64 << 10,
                                 .steps = STEPS,
-                                .time_us = 20 * G_USEC_PER_SEC};
+                                .time_us = 300 * G_USEC_PER_SEC};
     g_autoptr(GError) error = NULL;
     cs_sandbox *s = cs_sandbox_new("test", &limits, &error);
     g_assert_no_error(error);
