@@ -108,6 +108,63 @@ static void handle_health(void *user, cs_exchange *x)
     respond_json(x, g_string_new("{\"status\":\"ok\"}"));
 }
 
+/* ---- status ---- */
+
+static json_t *components_here(const cs_pipeline *pipeline)
+{
+    json_t *components = json_pack("[s]", "llm");
+    if (cs_pipeline_takes(pipeline, CS_MODALITY_IMAGE))
+        json_array_append_new(components, json_string("image_encoder"));
+    if (cs_pipeline_takes(pipeline, CS_MODALITY_AUDIO))
+        json_array_append_new(components, json_string("audio_encoder"));
+    return components;
+}
+
+/* Without a plan the server is the one executor. */
+static json_t *executors_here(const cs_api *api, const cs_pipeline_stats *s)
+{
+    return json_pack("[{s:s, s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i}]", "name", "this process",
+                     "model", cs_pipeline_model_id(api->pipeline), "device", "cpu", "state",
+                     "ready", "components", components_here(api->pipeline), "running",
+                     (int)s->running, "waiting", (int)s->waiting, "kv_blocks_used",
+                     (int)s->kv_blocks_used, "kv_blocks_total", (int)s->kv_blocks_total);
+}
+
+static json_t *requests_status(const cs_pipeline_stats *s)
+{
+    return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "running", (int)s->running, "waiting",
+                     (int)s->waiting, "started", (json_int_t)s->requests_started, "finished",
+                     (json_int_t)s->requests_finished, "failed", (json_int_t)s->requests_failed,
+                     "cancelled", (json_int_t)s->requests_cancelled, "preemptions",
+                     (json_int_t)s->preemptions);
+}
+
+static json_t *status_of(cs_api *api)
+{
+    cs_pipeline_stats s = {0};
+    cs_pipeline_stats_get(api->pipeline, &s);
+    json_t *plan = cs_pipeline_executors(api->pipeline);
+    json_t *executors =
+        plan ? json_incref(json_object_get(plan, "executors")) : executors_here(api, &s);
+    json_t *status = json_pack(
+        "{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:{s:i, s:i, s:I}, s:O?, s:O?, s:o}", "version",
+        CS_VERSION, "state", g_atomic_int_get(&api->draining) ? "ending" : "ready", "model",
+        cs_pipeline_model_id(api->pipeline), "uptime_s",
+        (json_int_t)(g_get_real_time() / G_USEC_PER_SEC - api->started_s), "resident_bytes",
+        (json_int_t)cs_process_resident_bytes(), "requests", requests_status(&s), "executors",
+        executors, "kv", "blocks_used", (int)s.kv_blocks_used, "blocks_total",
+        (int)s.kv_blocks_total, "bytes_total", (json_int_t)s.kv_bytes_total, "sidecar",
+        json_object_get(plan, "sidecar"), "dispatcher", json_object_get(plan, "requests"), "apps",
+        cs_apps_list(api->apps));
+    json_decref(plan);
+    return status;
+}
+
+static void handle_status(void *user, cs_exchange *x)
+{
+    respond_dumped(x, status_of(user));
+}
+
 static void handle_version(void *user, cs_exchange *x)
 {
     respond_json(x, g_string_new("{\"version\":\"" CS_VERSION "\"}"));
@@ -330,6 +387,7 @@ static const cs_route routes[] = {
     {"POST", "/tokenize", false, handle_tokenize},
     {"POST", "/detokenize", false, handle_detokenize},
     {"GET", "/metrics", false, handle_metrics},
+    {"GET", "/status", false, handle_status},
     {"GET", "/version", false, handle_version},
     {"GET", "/health", true,
      handle_health},                 /* for whoever restarts or balances: no secrets in it */

@@ -56,6 +56,7 @@ int cs_cli_simulate(int argc, char **argv);
 int cs_cli_workload(int argc, char **argv);
 int cs_cli_inspect(int argc, char **argv);
 int cs_cli_run(int argc, char **argv);
+int cs_cli_status(int argc, char **argv);
 int cs_cli_serve(int argc, char **argv);
 int cs_cli_help(int argc, char **argv);
 int cs_cli_version(int argc, char **argv);

@@ -128,6 +128,11 @@ void cs_pipeline_stats_get(cs_pipeline *pipeline, cs_pipeline_stats *stats)
     g_mutex_unlock(&pipeline->lock);
 }
 
+json_t *cs_pipeline_executors(cs_pipeline *pipeline)
+{
+    return NULL;
+}
+
 /* ---- requests ---- */
 
 static void request_unref(cs_pipeline_request *r)
