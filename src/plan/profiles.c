@@ -146,7 +146,7 @@ static void read_entry(cs_json_reader *r, cs_profiles *profiles, const cs_plan_g
     p.kind = cs_cluster_kind(cluster, cs_json_string(r, "device"));
     p.count = (int)cs_json_int_or(r, "count", 1, 1024, 1);
     p.max_batch = (int)cs_json_int_or(r, "max_batch", 1, 1 << 16, 1);
-    p.chunk_units = cs_json_number_or(r, "chunk_units", 0, 1e15, 0);
+    p.chunk_units = cs_json_number_or(r, "chunk_units", 1, 1e15, 0);
     read_speed(r, &p, p.role == CS_ROLE_DECODE || kind == CS_COMPONENT_GENERATOR);
     if (cs_profiles_find(profiles, p.component, p.role, p.kind, p.count))
         cs_json_fault(r, NULL, "a second profile of the same component, role, device and count");

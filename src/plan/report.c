@@ -90,13 +90,19 @@ char *cs_report_sim(const cs_sim_result *sim, const cs_layout *layout)
                            "p50 s", "p95 s", "p99 s", "first p50", "in time");
     for (size_t t = 0; t < sim->n_types; t++) {
         const cs_sim_type *x = &sim->types[t];
+        if (x->requests == 0) {
+            g_string_append_printf(out, "%-24s %9d %9s %9s %9s %9s %9s %9s\n",
+                                   p->workload->types[p->types[t].workload_type].name, 0, "-", "-",
+                                   "-", "-", "-", "-");
+            continue;
+        }
         g_string_append_printf(out, "%-24s %9zu %9.3f %9.3f %9.3f %9.3f %9.3f %8.1f%%\n",
                                p->workload->types[p->types[t].workload_type].name, x->requests,
                                x->mean_s, cs_sim_percentile(x->latency_s, x->requests, 0.5),
                                cs_sim_percentile(x->latency_s, x->requests, 0.95),
                                cs_sim_percentile(x->latency_s, x->requests, 0.99),
                                cs_sim_percentile(x->first_s, x->requests, 0.5),
-                               x->requests ? 100.0 * (double)x->met / (double)x->requests : 100.0);
+                               100.0 * (double)x->met / (double)x->requests);
     }
     for (size_t i = 0; i < p->n_execs * n; i++)
         if (layout->replicas[i] > 0)

@@ -245,18 +245,19 @@ static void round_start(sim *s, guint32 id)
 {
     sim_server *server = &s->servers[id];
     double seconds = 0;
-    bool single = false;
+    bool single = false, work = false;
     for (int i = 0; i < server->n_stages; i++) {
         sim_stage *stage = &server->stages[i];
         const cs_exec_stage *x = &server->exec->stages[stage->index];
         double step = stage->kind == CS_STAGE_BATCH     ? start_batch(s, server, stage, x)
                       : stage->kind == CS_STAGE_PREFILL ? start_prefill(s, server, stage, x)
                                                         : start_iterate(s, server, stage, x);
-        single |= stage->kind != CS_STAGE_ITERATE && step > 0;
+        single |= stage->kind != CS_STAGE_ITERATE && stage->n_active > 0;
+        work |= stage->n_active > 0;
         seconds += step;
     }
-    server->running = seconds > 0;
-    if (!server->running)
+    server->running = work; /* also where it costs nothing: the round then ends at once */
+    if (!work)
         return;
     server->rounds = single ? 1 : rounds_ahead(s, server);
     server->round_start = s->now;
@@ -272,7 +273,7 @@ static void round_cut(sim *s, guint32 id)
         round_start(s, id);
         return;
     }
-    if (server->rounds <= 1)
+    if (server->rounds <= 1 || server->round_s <= 0)
         return;
     double elapsed = (s->now - server->round_start) / server->round_s;
     guint32 rounds = (guint32)MIN(floor(elapsed) + 1, (double)server->rounds);

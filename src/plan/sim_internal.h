@@ -27,7 +27,8 @@ typedef struct {
     guint32 base, target;           /* in the stage's iteration count */
     guint32 chunks_sent;
     float cost;             /* units of a batch, prompt tokens, or weight in each iteration */
-    float done_cost, slice; /* of a prompt in chunks */
+    double done_cost; /* of a prompt in chunks, which may be many ... */
+    float slice;      /* ... and what of it is in this round */
     float kv;               /* bytes while it runs */
     float chunk_every;      /* iterations between chunks it sends; 0: none */
     guint16 waiting;        /* inputs still missing */

@@ -115,6 +115,10 @@ static void test_md1(void)
     /* M/G/1 with uniform service on [0, 2]: c^2 = 1/3 */
     assert_mean("{'dist':'uniform','from':0,'to':2}", POISSON, 0.6, 1,
                 1 + 0.6 * (4.0 / 3) / (2 * 0.4));
+    /* and with a half that costs nothing (a path through an encoder without anything to encode) */
+    assert_mean("{'dist':'mixture','parts':[{'weight':1,'dist':'constant','value':0},{'weight':1,"
+                "'dist':'constant','value':2}]}",
+                POISSON, 0.6, 1, 1 + 0.6 * 2 / (2 * 0.4));
 }
 
 /* Erlang's C formula. */
