@@ -478,10 +478,12 @@ static void on_piece(executor *x, const Cornserve__Wire__Piece *p)
     request_piece(c, forward, p->data.data, p->data.len, p->units);
 }
 
+/* Of a live call nobody cancelled anything: there CANCELLED says that the producer of an input has
+ * gone, and this consumer noticed before the gateway did. */
 static bool may_run_again(int code)
 {
-    return code == CS_ERROR_SESSION_LOST || code == CS_ERROR_EXECUTOR_LOST ||
-           code == CS_ERROR_NODE_LOST;
+    return code == CS_ERROR_CANCELLED || code == CS_ERROR_SESSION_LOST ||
+           code == CS_ERROR_EXECUTOR_LOST || code == CS_ERROR_NODE_LOST;
 }
 
 static void on_failed(call *c, const Cornserve__Wire__Done *d)
