@@ -129,7 +129,7 @@ static void enumerate(planner *f, cs_fast_result *result)
     g_autoptr(GArray) subplans = cs_subplans_list(f->p, MAX_SUBPLANS, &cut);
     guint misfit = 0;
     result->space = space_size(f, subplans);
-    for (guint i = 0; i < subplans->len && !fast_out_of_time(f); i++) {
+    for (guint i = 0; i < subplans->len && (f->all->len == 0 || !fast_out_of_time(f)); i++) {
         cs_candidate c;
         if (cs_subplan_fill(f->flow, &g_array_index(subplans, cs_subplan, i), flow_policy(f), &c))
             add_candidate(f, &c);

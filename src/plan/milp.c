@@ -15,6 +15,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#elif defined(__has_feature) /* clang's way to say so */
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED
+#endif
+#endif
+
 #define ROW_SLACK 1e-6
 #define KILL_AFTER_S 3.0
 #define CHILD_MEMORY_BYTES ((rlim_t)3 << 30)
@@ -175,7 +183,7 @@ static void child_solve(const cs_milp *m, const cs_milp_options *o, int fd)
 static void child_run(const cs_milp *m, const cs_milp_options *o, int fd)
 {
     struct rlimit core = {0, 0};
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they map terabytes */
+#ifndef SANITIZED /* sanitizers map terabytes */
     struct rlimit memory = {CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES};
     setrlimit(RLIMIT_AS, &memory);
 #endif
