@@ -19,9 +19,8 @@
 #include <unistd.h>
 
 #define BACKOFF_MAX 100
-#define GOOD_FOR_US                                                                                \
-    (10 * G_USEC_PER_SEC) /* ready this long: the next failure is the first again                  \
-                           */
+/* Ready this long, or work finished: the next failure is the first again. */
+#define GOOD_FOR_US (10 * G_USEC_PER_SEC)
 
 extern char **environ;
 
@@ -77,10 +76,11 @@ static void went_down(executor *x, const char *why)
 {
     cs_runtime *rt = x->runtime;
     int64_t now_us = cs_now_us();
-    bool good = x->state == EXECUTOR_READY || x->ready_us > 0;
-    x->failures = good && now_us - x->ready_us > GOOD_FOR_US ? 1 : x->failures + 1;
+    bool good = x->ready_us > 0 && (x->has_finished || now_us - x->ready_us > GOOD_FOR_US);
+    x->failures = good ? 1 : x->failures + 1;
     x->state = EXECUTOR_DOWN;
     x->ready_us = 0;
+    x->has_finished = false;
     close_process(x);
     dispatch_lost(x, why);
     if (x->stopping)

@@ -520,6 +520,7 @@ static void on_done(executor *x, const Cornserve__Wire__Done *d)
     c->invocations[d->invocation].done = true;
     c->n_open--;
     count_on(c, x, -1);
+    x->has_finished = x->has_finished || d->code == -1;
     if (d->code == -1)
         on_finished(c, d->invocation);
     else

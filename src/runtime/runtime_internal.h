@@ -31,6 +31,7 @@ struct executor {
     cs_timer *restart_timer;
     int64_t started_us, ready_us, answered_us;
     unsigned restarts, failures; /* failures in a row, for the back-off */
+    bool has_finished;           /* an invocation, since it started */
     bool stopping;               /* not to be restarted */
     GHashTable *calls;           /* call * -> number of unfinished invocations here */
     unsigned in_flight;
