@@ -1,5 +1,6 @@
 #include "base/fault.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 
 static atomic_uint_fast32_t remaining[CS_FAULT_POINTS];
@@ -27,4 +28,12 @@ bool cs_fault_hit(cs_fault_point point)
         if (atomic_compare_exchange_weak(&remaining[point], &left, left - 1))
             return left == 1;
     return false;
+}
+
+bool cs_fault_errno(cs_fault_point point, int err)
+{
+    if (!cs_fault_hit(point))
+        return false;
+    errno = err;
+    return true;
 }

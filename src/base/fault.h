@@ -11,11 +11,13 @@
 #include <stdint.h>
 
 typedef enum {
+    CS_FAULT_SIDECAR_OPEN,    /* making or mapping a segment */
     CS_FAULT_SIDECAR_ALLOC,   /* a block of the tensor pool */
     CS_FAULT_SIDECAR_SEND,    /* publishing a chunk, opening or ending a stream */
     CS_FAULT_SIDECAR_RECEIVE, /* reading a chunk, opening a stream to read */
     CS_FAULT_SIDECAR_STORE,   /* kills this process (SIGKILL) before the N-th store to metadata */
-    CS_FAULT_RUNTIME_SPAWN,   /* starting an executor process */
+    CS_FAULT_RUNTIME_SPAWN,   /* starting an executor process: socket, process, its descriptor */
+    CS_FAULT_RUNTIME_WATCH,   /* an event loop, and a descriptor in it */
     CS_FAULT_RUNTIME_SEND,    /* a message to another process */
     CS_FAULT_RUNTIME_RECEIVE, /* a message from another process */
     CS_FAULT_RUNTIME_ALLOC,   /* memory of a size that a message names */
@@ -30,6 +32,9 @@ void cs_fault_disarm(void);
 
 /* True once, at the N-th call after arming. */
 bool cs_fault_hit(cs_fault_point point);
+
+/* The same for a system call that is left out then: sets errno to err. */
+bool cs_fault_errno(cs_fault_point point, int err);
 
 /* True while the point is armed and its N-th call has not come. */
 bool cs_fault_pending(cs_fault_point point);

@@ -212,8 +212,6 @@ static bool spawn(executor *x, int control_fd, GError **error)
     posix_spawnattr_t attributes;
     sigset_t none;
     pid_t pid = 0;
-    if (cs_fault_hit(CS_FAULT_RUNTIME_SPAWN))
-        return cs_fail(error, CS_ERROR_FAILED, "%s: fault injected at spawn", x->name);
     /* out of the way of the numbers that the child gets */
     int control = fcntl(control_fd, F_DUPFD_CLOEXEC, 10);
     int sidecar = fcntl(cs_sidecar_fd(x->runtime->sidecar), F_DUPFD_CLOEXEC, 10);
@@ -225,8 +223,10 @@ static bool spawn(executor *x, int control_fd, GError **error)
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
     int err = control < 0 || sidecar < 0 ? EMFILE
-                                         : posix_spawn(&pid, program ? program : "/proc/self/exe",
-                                                       &actions, &attributes, argv, environ);
+              : cs_fault_hit(CS_FAULT_RUNTIME_SPAWN)
+                  ? EAGAIN
+                  : posix_spawn(&pid, program ? program : "/proc/self/exe", &actions, &attributes,
+                                argv, environ);
     close(control);
     close(sidecar);
     posix_spawnattr_destroy(&attributes);
@@ -242,7 +242,8 @@ static bool start_process(executor *x, GError **error)
 {
     static const cs_wire_events events = {on_frame, on_closed};
     int pair[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+    if (cs_fault_errno(CS_FAULT_RUNTIME_SPAWN, EMFILE) ||
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
         return cs_fail_errno(error, errno, "%s: socketpair", x->name);
     bool ok = spawn(x, pair[1], error);
     close(pair[1]);
@@ -251,7 +252,9 @@ static bool start_process(executor *x, GError **error)
         return false;
     }
     x->wire = cs_wire_new(x->runtime->loop, pair[0], x->name, &events, x, error);
-    x->pidfd = (int)syscall(SYS_pidfd_open, x->pid, 0);
+    x->pidfd = cs_fault_errno(CS_FAULT_RUNTIME_SPAWN, EMFILE)
+                   ? -1
+                   : (int)syscall(SYS_pidfd_open, x->pid, 0);
     if (x->wire && x->pidfd >= 0)
         x->pid_watch = cs_loop_watch(x->runtime->loop, x->pidfd, EPOLLIN, on_exit_ready, x, error);
     else if (x->wire)

@@ -356,10 +356,23 @@ static bool start(cs_executor *x, int control_fd, int sidecar_fd, GError **error
     return true;
 }
 
+/* What reads streams of work that ends with the process is to wait for another's, not to fail. */
+static void fail_streams(cs_executor *x)
+{
+    g_autoptr(GError) lost =
+        g_error_new(CS_ERROR, CS_ERROR_EXECUTOR_LOST, "%s: it ended", x->name ? x->name : "?");
+    GHashTableIter iter;
+    void *job;
+    g_hash_table_iter_init(&iter, x->jobs);
+    while (g_hash_table_iter_next(&iter, NULL, &job))
+        finish_streams(job, lost);
+}
+
 static void end(cs_executor *x)
 {
     GHashTableIter iter;
     void *job;
+    fail_streams(x);
     if (x->kind)
         x->kind->close(x->state);
     g_hash_table_iter_init(&iter, x->jobs);

@@ -1,6 +1,7 @@
 #include "runtime/loop.h"
 
 #include "base/error.h"
+#include "base/fault.h"
 #include "base/os.h"
 
 #include <errno.h>
@@ -55,8 +56,11 @@ static int compare_timers(const void *a, const void *b)
 cs_loop *cs_loop_new(GError **error)
 {
     cs_loop *loop = g_new0(cs_loop, 1);
-    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    loop->epoll_fd =
+        cs_fault_errno(CS_FAULT_RUNTIME_WATCH, EMFILE) ? -1 : epoll_create1(EPOLL_CLOEXEC);
+    loop->wake_fd = cs_fault_errno(CS_FAULT_RUNTIME_WATCH, EMFILE)
+                        ? -1
+                        : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     loop->timers = g_tree_new(compare_timers);
     loop->watches = g_hash_table_new_full(NULL, NULL, g_free, NULL);
     loop->freed = g_ptr_array_new_with_free_func(g_free);
@@ -101,7 +105,8 @@ cs_loop_source *cs_loop_watch(cs_loop *loop, int fd, uint32_t events,
     cs_loop_source *watch = g_new0(cs_loop_source, 1);
     *watch = (cs_loop_source){.loop = loop, .fd = fd, .ready = ready, .user = user};
     struct epoll_event event = {.events = events, .data.ptr = watch};
-    if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+    if (cs_fault_errno(CS_FAULT_RUNTIME_WATCH, ENOSPC) ||
+        epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
         cs_fail_errno(error, errno, "event loop: descriptor %d", fd);
         g_free(watch);
         return NULL;

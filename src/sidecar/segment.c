@@ -116,7 +116,9 @@ static bool check_options(const cs_sidecar_options *o, GError **error)
 static void *map_new(int fd, uint64_t bytes, GError **error)
 {
     int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED | MAP_NORESERVE;
-    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+    void *map = cs_fault_errno(CS_FAULT_SIDECAR_OPEN, ENOMEM)
+                    ? MAP_FAILED
+                    : mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (map != MAP_FAILED)
         return map;
     cs_fail_errno(error, errno, "sidecar: cannot map %" G_GUINT64_FORMAT " bytes", bytes);
@@ -125,7 +127,9 @@ static void *map_new(int fd, uint64_t bytes, GError **error)
 
 static int make_memfd(uint64_t bytes, GError **error)
 {
-    int fd = memfd_create("cornserve-sidecar", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = cs_fault_errno(CS_FAULT_SIDECAR_OPEN, EMFILE)
+                 ? -1
+                 : memfd_create("cornserve-sidecar", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     /* sealed, so that no participant can shrink it under the others (SIGBUS) */
     if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 &&
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0)
