@@ -33,11 +33,17 @@ static void append_model(const cs_api *api, GString *out)
     g_string_append_printf(out,
                            ",\"object\":\"model\",\"created\":%" G_GINT64_FORMAT
                            ",\"owned_by\":\"cornserve\",\"max_model_len\":%u,"
-                           "\"modalities\":[\"text\"%s%s%s]}",
+                           "\"modalities\":[\"text\"%s%s%s]",
                            api->started_s, cs_pipeline_max_context_tokens(api->pipeline),
                            cs_pipeline_takes(api->pipeline, CS_MODALITY_IMAGE) ? ",\"image\"" : "",
                            cs_pipeline_takes(api->pipeline, CS_MODALITY_VIDEO) ? ",\"video\"" : "",
                            cs_pipeline_takes(api->pipeline, CS_MODALITY_AUDIO) ? ",\"audio\"" : "");
+    const char *const *voices = cs_pipeline_voices(api->pipeline);
+    for (guint i = 0; voices && voices[i]; i++) {
+        g_string_append(out, i ? "," : ",\"voices\":[");
+        cs_output_string(out, voices[i], strlen(voices[i]));
+    }
+    g_string_append(out, voices ? "]}" : "}");
 }
 
 static json_t *app_as_model(const json_t *app)
@@ -222,6 +228,18 @@ static void print_pipeline(const cs_pipeline_stats *s, GString *out)
          (double)s->retries},
         {"cornserve_sidecar_bytes", "gauge", "Tensors on their way between executors.",
          (double)s->sidecar_bytes},
+        {"cornserve_speech_running", "gauge", "Speeches that are being made.", s->sounds},
+        {"cornserve_talker_kv_blocks_used", "gauge", "KV blocks held by speeches.",
+         s->talker_kv_blocks_used},
+        {"cornserve_talker_kv_blocks_total", "gauge", "KV blocks for speeches there are.",
+         s->talker_kv_blocks_total},
+        {"cornserve_speech_tokens_total", "counter", "Codes spoken.", (double)s->speech_tokens},
+        {"cornserve_speech_samples_total", "counter", "Samples of sound made.",
+         (double)s->speech_samples},
+        {"cornserve_speech_steps_total", "counter", "Steps of the sound generator.",
+         (double)s->sound_steps},
+        {"cornserve_speech_step_streams_total", "counter", "Streams in them, summed over steps.",
+         (double)s->sound_step_streams},
         {"process_resident_memory_bytes", "gauge", "Resident memory of the server process.",
          (double)cs_process_resident_bytes()},
     };
@@ -362,7 +380,7 @@ static void handle_chat(void *user, cs_exchange *x)
     cs_body_clear(&body);
 }
 
-static void handle_completion(void *user, cs_exchange *x)
+static void generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
 {
     g_autoptr(GError) error = NULL;
     cs_body body = {0};
@@ -370,13 +388,24 @@ static void handle_completion(void *user, cs_exchange *x)
         cs_exchange_fail(x, error, NULL, NULL);
         return;
     }
-    cs_api_generate(user, x, CS_ENDPOINT_COMPLETION, &body);
+    cs_api_generate(api, x, endpoint, &body);
     cs_body_clear(&body);
+}
+
+static void handle_completion(void *user, cs_exchange *x)
+{
+    generate(user, x, CS_ENDPOINT_COMPLETION);
+}
+
+static void handle_speech(void *user, cs_exchange *x)
+{
+    generate(user, x, CS_ENDPOINT_SPEECH);
 }
 
 static const cs_route routes[] = {
     {"POST", "/v1/chat/completions", false, handle_chat},
     {"POST", "/v1/completions", false, handle_completion},
+    {"POST", "/v1/audio/speech", false, handle_speech},
     {"GET", "/v1/models", false, handle_models},
     {"GET", "/v1/models/*", false, handle_model},
     {"GET", "/v1/apps", false, cs_apps_handle_list},
@@ -439,6 +468,7 @@ cs_api *cs_api_new(cs_pipeline *pipeline, const cs_api_options *o, GError **erro
     api->jobs = g_hash_table_new(NULL, NULL);
     g_mutex_init(&api->lock);
     g_cond_init(&api->no_jobs);
+    api->makers = cs_sound_makers_new();
     api->policy = (cs_media_policy){o->allow_remote_media, api->media_dir,
                                     o->max_medium_bytes ? o->max_medium_bytes : 256u << 20};
     if (o->allow_remote_media)
@@ -498,6 +528,7 @@ void cs_api_free(cs_api *api)
     while (api->n_jobs > 0)
         g_cond_wait(&api->no_jobs, &api->lock);
     g_mutex_unlock(&api->lock);
+    g_thread_pool_free(api->makers, FALSE, TRUE);
     cs_apps_free(api->apps);
     g_hash_table_unref(api->jobs);
     g_mutex_clear(&api->lock);

@@ -7,6 +7,7 @@
 #include "api/content.h"
 #include "api/http.h"
 #include "api/metrics.h"
+#include "api/sound.h"
 
 struct cs_api {
     cs_pipeline *pipeline;
@@ -16,6 +17,7 @@ struct cs_api {
     cs_media_policy policy;
     char *media_dir;
     GThreadPool *fetchers; /* of remote media; NULL when not allowed */
+    GThreadPool *makers;   /* of sound */
     int64_t started_s;
 
     GMutex lock;
@@ -25,7 +27,7 @@ struct cs_api {
     gint draining;    /* atomic */
 };
 
-/* generate.c: both generation endpoints. The body is borrowed during the call. */
+/* generate.c: all generation endpoints. The body is borrowed during the call. */
 void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint, const cs_body *body);
 /* Ends all jobs with an error; their clients are told. */
 void cs_api_generate_end_all(cs_api *api);

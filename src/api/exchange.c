@@ -150,6 +150,11 @@ void cs_exchange_gone(cs_exchange *x)
     g_mutex_unlock(&x->lock);
 }
 
+void cs_exchange_abort(cs_exchange *x)
+{
+    cs_exchange_gone(x);
+}
+
 void cs_exchange_over(cs_exchange *x)
 {
     g_mutex_lock(&x->lock);

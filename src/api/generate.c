@@ -19,6 +19,8 @@
 #define MAX_WAITING_BYTES (32u << 20)
 #define MAX_ANSWERS 256
 #define FETCH_TIMEOUT_MS 30000
+/* Speech made ahead of a client that reads a stream. */
+#define CREDIT_SECONDS 30
 
 typedef struct job job;
 
@@ -37,7 +39,11 @@ struct job {
     cs_params params;
     cs_content content;
     cs_sampling sampling;
-    bool role_told; /* connection's thread */
+    bool role_told;    /* connection's thread */
+    cs_sound *sound;   /* of the one part; NULL: text only */
+    GByteArray *bytes; /* of the sound, taken and not told; connection's thread, as is the next */
+    bool sound_complete, sound_told;
+    uint64_t owed_samples; /* taken, and the pipeline has not been told that there is room */
     int64_t received_us;
 
     uint32_t n_parts, n_answers;
@@ -50,6 +56,10 @@ struct job {
     size_t waiting_bytes;
     uint32_t n_started, n_done;
     int64_t first_token_us;
+    /* Of the speech: when the first came; up to when what came lasts if it is played from then on;
+     * how long that player waited. */
+    int64_t first_audio_us, played_us, underrun_us;
+    uint64_t n_samples;
     cs_usage usage;
     GError *error;  /* the first; ends the request */
     cs_fault fault; /* names the field, when the error is about one */
@@ -77,6 +87,9 @@ static void job_unref(job *j)
             cs_pipeline_release(j->parts[i].handle);
     for (uint32_t i = 0; j->answers && i < j->n_answers; i++)
         cs_answer_clear(&j->answers[i]);
+    cs_sound_unref(j->sound);
+    if (j->bytes)
+        g_byte_array_unref(j->bytes);
     cs_params_clear(&j->params);
     cs_content_clear(&j->content);
     cs_fault_clear(&j->fault);
@@ -183,6 +196,42 @@ static void on_piece(void *user, const cs_piece *piece)
         cs_exchange_wake(j->x);
 }
 
+/* With the lock held: first sound, and whether it came in time. */
+static void observe_audio(job *j, uint32_t n)
+{
+    int64_t now_us = cs_now_us();
+    if (!j->first_audio_us) {
+        j->first_audio_us = j->played_us = now_us;
+        cs_metrics_observe(j->api->metrics, CS_METRIC_TTFA,
+                           (double)(now_us - j->received_us) * 1e-6, 1);
+    }
+    j->underrun_us += MAX(0, now_us - j->played_us);
+    j->played_us = MAX(j->played_us, now_us) +
+                   (int64_t)n * G_USEC_PER_SEC / cs_pipeline_audio_rate(j->api->pipeline);
+    j->n_samples += n;
+}
+
+static void on_audio(void *user, uint32_t n, const float *samples)
+{
+    job *j = ((part *)user)->job;
+    g_mutex_lock(&j->lock);
+    observe_audio(j, n);
+    g_mutex_unlock(&j->lock);
+    cs_sound_add(j->sound, n, samples);
+}
+
+/* With the lock held, of a speech that is complete. */
+static void observe_speech(job *j)
+{
+    double seconds = (double)j->n_samples / cs_pipeline_audio_rate(j->api->pipeline);
+    double took_s = (double)(cs_now_us() - j->received_us) * 1e-6;
+    cs_metrics_add(j->api->metrics, CS_COUNTER_SPEECH_S, seconds);
+    if (j->params.stream)
+        cs_metrics_add(j->api->metrics, CS_COUNTER_UNDERRUN_S, (double)j->underrun_us * 1e-6);
+    if (seconds > 0)
+        cs_metrics_observe(j->api->metrics, CS_METRIC_RTF, took_s / seconds, 1);
+}
+
 static void on_finish(void *user, uint32_t choice, cs_finish_reason reason)
 {
     part *p = user;
@@ -205,11 +254,16 @@ static void on_done(void *user, const cs_usage *usage, const GError *error)
         j->usage.prompt_tokens += usage->prompt_tokens;
         j->usage.cached_tokens += usage->cached_tokens;
         j->usage.completion_tokens += usage->completion_tokens;
+        j->usage.speech_tokens += usage->speech_tokens;
         for (int m = 0; m < CS_N_MODALITIES; m++)
             j->usage.modality_tokens[m] += usage->modality_tokens[m];
     }
     bool complete = j->n_done == j->n_parts && !j->error;
+    if (complete && j->sound)
+        observe_speech(j);
     g_mutex_unlock(&j->lock);
+    if (complete && j->sound)
+        cs_sound_end(j->sound);
     if (complete)
         cs_metrics_observe(j->api->metrics, CS_METRIC_E2E,
                            (double)(cs_now_us() - j->received_us) * 1e-6, 1);
@@ -219,15 +273,34 @@ static void on_done(void *user, const cs_usage *usage, const GError *error)
     job_unref(j);
 }
 
-static const cs_sink sink = {
-    .on_start = on_start, .on_piece = on_piece, .on_finish = on_finish, .on_done = on_done};
+static const cs_sink sink = {.on_start = on_start,
+                             .on_piece = on_piece,
+                             .on_finish = on_finish,
+                             .on_audio = on_audio,
+                             .on_done = on_done};
 
 /* ---- submission ---- */
+
+static void fill_voice(const job *j, cs_voice *voice)
+{
+    const cs_pipeline *pipeline = j->api->pipeline;
+    cs_pipeline_voice_defaults(pipeline, voice);
+    voice->name = j->params.voice ? j->params.voice : voice->name;
+    if (j->params.stream)
+        voice->credit_samples = (uint64_t)CREDIT_SECONDS * cs_pipeline_audio_rate(pipeline);
+}
 
 static void fill_request(job *j, uint32_t i, cs_request *request, cs_request_medium *media)
 {
     *request = (cs_request){
         .sampling = j->sampling, .n_choices = (uint32_t)j->params.n, .echo = j->params.echo};
+    if (j->sound)
+        fill_voice(j, &request->voice);
+    if (j->output.endpoint == CS_ENDPOINT_SPEECH) {
+        request->aloud = j->params.input;
+        request->aloud_how = j->params.instructions;
+        return;
+    }
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION) {
         if (j->content.prompts) {
             request->prompt = g_ptr_array_index(j->content.prompts, i);
@@ -337,41 +410,105 @@ static void respond_error(job *j, const GError *error)
                              : NULL);
 }
 
+/* Moves new bytes of the sound to j->bytes, and makes room for as many samples. */
+static void take_sound(job *j)
+{
+    g_autoptr(GError) error = NULL;
+    uint64_t n_samples = 0;
+    if (!cs_sound_take(j->sound, j->bytes, &n_samples, &j->sound_complete, &error)) {
+        job_fail(j, error);
+        return;
+    }
+    j->owed_samples += j->params.stream ? n_samples : 0;
+    g_mutex_lock(&j->lock);
+    cs_pipeline_request *handle = j->parts[0].handle; /* lives as long as the job */
+    g_mutex_unlock(&j->lock);
+    if (!handle || j->owed_samples == 0)
+        return;
+    cs_pipeline_audio_allow(handle, j->owed_samples);
+    j->owed_samples = 0;
+}
+
 static void note_answer(job *j)
 {
     double ttft_ms = j->first_token_us ? (double)(j->first_token_us - j->received_us) / 1000 : 0;
     cs_exchange_note(j->x, "prompt %u cached %u completion %u tokens first %.1f ms%s%s",
                      j->usage.prompt_tokens, j->usage.cached_tokens, j->usage.completion_tokens,
                      ttft_ms, j->params.user ? " user " : "", j->params.user ? j->params.user : "");
+    if (j->sound)
+        cs_exchange_note(j->x, "speech %.2f s first %.1f ms",
+                         (double)j->n_samples / cs_pipeline_audio_rate(j->api->pipeline),
+                         (double)(j->first_audio_us - j->received_us) / 1000);
+}
+
+static void respond_speech(job *j)
+{
+    note_answer(j);
+    cs_exchange_respond(j->x, 200, cs_audio_format_type(j->params.audio_format),
+                        g_byte_array_free_to_bytes(g_steal_pointer(&j->bytes)));
 }
 
 static void respond_whole(job *j)
 {
     GString *out = g_string_sized_new(1024);
-    cs_output_whole(&j->output, j->answers, j->n_answers, &j->usage, out);
+    cs_output_whole(&j->output, j->answers, j->n_answers, j->bytes, &j->usage, out);
     note_answer(j);
     cs_exchange_respond(j->x, 200, "application/json", g_string_free_to_bytes(out));
+}
+
+/* A speech begins with its first sound: until then its faults have a status. */
+static bool can_begin(const job *j, bool started)
+{
+    return started && (j->output.endpoint != CS_ENDPOINT_SPEECH || j->bytes->len > 0);
 }
 
 static void job_ready(void *user, cs_exchange *x)
 {
     job *j = user;
+    bool is_speech = j->output.endpoint == CS_ENDPOINT_SPEECH;
+    if (j->sound)
+        take_sound(j);
     g_mutex_lock(&j->lock);
     bool started = j->n_started == j->n_parts;
-    bool done = j->n_done == j->n_parts;
+    bool done = j->n_done == j->n_parts && (!j->sound || j->sound_complete);
     g_autoptr(GError) error = j->error ? g_error_copy(j->error) : NULL;
     g_mutex_unlock(&j->lock);
     if (error)
         respond_error(j, error);
-    else if (j->params.stream && started)
-        cs_exchange_stream(x, "text/event-stream; charset=utf-8");
-    else if (done)
-        respond_whole(j);
+    else if (j->params.stream && can_begin(j, started))
+        cs_exchange_stream(x, is_speech && !j->params.sound_events
+                                  ? cs_audio_format_type(j->params.audio_format)
+                                  : "text/event-stream; charset=utf-8");
+    else if (done && !j->params.stream)
+        is_speech ? respond_speech(j) : respond_whole(j);
 }
 
 static bool has_news(const cs_answer *answer)
 {
     return answer->text->len > 0 || answer->token_ids->len > 0;
+}
+
+/* Events of the sound. The base64 of all but the last holds whole groups of three bytes, so that
+ * clients may also put it together before they decode it. */
+static void pull_sound(job *j, GString *out)
+{
+    bool chat = j->output.endpoint == CS_ENDPOINT_CHAT;
+    guint rest = j->sound_complete ? 0 : j->bytes->len % 3;
+    uint8_t kept[2];
+    if (j->sound_told)
+        return;
+    if (rest > 0)
+        memcpy(kept, j->bytes->data + j->bytes->len - rest, rest);
+    g_byte_array_set_size(j->bytes, j->bytes->len - rest);
+    if (j->bytes->len > 0 && chat)
+        cs_output_sound(&j->output, j->bytes, out);
+    else if (j->bytes->len > 0)
+        cs_output_speech(j->bytes, out);
+    g_byte_array_set_size(j->bytes, 0);
+    g_byte_array_append(j->bytes, kept, rest);
+    j->sound_told = j->sound_complete;
+    if (j->sound_told && chat)
+        cs_output_sound_end(&j->output, out);
 }
 
 /* With the lock held: everything that is new. */
@@ -385,7 +522,9 @@ static void pull_answers(job *j, GString *out)
             cs_output_piece(&j->output, answer, out);
             cs_answer_told(answer);
         }
-        if (answer->finished && !j->finish_told[i]) {
+        if (j->sound)
+            pull_sound(j, out);
+        if (answer->finished && !j->finish_told[i] && (!j->sound || j->sound_told)) {
             cs_output_finish(&j->output, answer, out);
             j->finish_told[i] = true;
         }
@@ -394,14 +533,42 @@ static void pull_answers(job *j, GString *out)
     j->waiting_bytes = 0;
 }
 
+/* The stream of a speech: its bytes alone, or events. */
+static bool pull_speech(job *j, bool done, const GError *error, GString *out)
+{
+    if (error && !j->params.sound_events)
+        cs_exchange_abort(j->x);
+    else if (error)
+        cs_output_error(error, out);
+    else if (j->params.sound_events)
+        pull_sound(j, out);
+    else
+        g_string_append_len(out, (const char *)j->bytes->data, j->bytes->len);
+    if (!j->params.sound_events)
+        g_byte_array_set_size(j->bytes, 0);
+    if (error)
+        cs_exchange_note(j->x, "stream ended: \"%s\"", error->message);
+    if (error || !done)
+        return !error;
+    if (j->params.sound_events)
+        cs_output_speech_end(&j->usage, out);
+    note_answer(j);
+    return false;
+}
+
 static bool job_pull(void *user, GString *out)
 {
     job *j = user;
+    if (j->sound)
+        take_sound(j);
     g_mutex_lock(&j->lock);
-    bool done = j->n_done == j->n_parts && !j->error;
+    bool done = j->n_done == j->n_parts && !j->error && (!j->sound || j->sound_complete);
     g_autoptr(GError) error = j->error ? g_error_copy(j->error) : NULL;
-    pull_answers(j, out);
+    if (j->output.endpoint != CS_ENDPOINT_SPEECH)
+        pull_answers(j, out);
     g_mutex_unlock(&j->lock);
+    if (j->output.endpoint == CS_ENDPOINT_SPEECH)
+        return pull_speech(j, done, error, out);
     if (error) {
         cs_output_error(error, out);
         cs_exchange_note(j->x, "stream ended: \"%s\"", error->message);
@@ -460,8 +627,26 @@ static bool check_modalities(const job *j, cs_fault *fault)
     return true;
 }
 
+static bool check_voice(const job *j, cs_fault *fault)
+{
+    bool chat = j->output.endpoint == CS_ENDPOINT_CHAT;
+    g_autoptr(GError) error = NULL;
+    cs_voice voice;
+    if (chat && !j->params.speaks)
+        return true;
+    if (!cs_pipeline_voices(j->api->pipeline))
+        return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, chat ? "modalities" : NULL,
+                            "this model does not speak");
+    fill_voice(j, &voice);
+    return cs_pipeline_voice_check(j->api->pipeline, voice.name, &error) ||
+           cs_fault_set(fault, CS_ERROR_INVALID, chat ? "audio.voice" : "voice", "%s",
+                        error->message);
+}
+
 static bool read_content(job *j, const cs_body *body, cs_fault *fault)
 {
+    if (j->output.endpoint == CS_ENDPOINT_SPEECH)
+        return true; /* a parameter */
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION)
         return cs_content_read_prompt(&j->content, body, cs_pipeline_vocab_size(j->api->pipeline),
                                       fault);
@@ -472,7 +657,9 @@ static bool read_content(job *j, const cs_body *body, cs_fault *fault)
 static bool read_request(job *j, const cs_body *body, cs_fault *fault)
 {
     if (!cs_params_read(&j->params, body, j->output.endpoint, fault) ||
-        !cs_api_check_model(j->api, j->params.model, fault) || !read_content(j, body, fault))
+        !cs_api_check_model(j->api, j->params.model, fault) ||
+        (j->output.endpoint != CS_ENDPOINT_COMPLETION && !check_voice(j, fault)) ||
+        !read_content(j, body, fault))
         return false;
     j->n_parts = j->content.prompts      ? j->content.prompts->len
                  : j->content.prompt_ids ? j->content.prompt_ids->len
@@ -485,8 +672,23 @@ static bool read_request(job *j, const cs_body *body, cs_fault *fault)
     return true;
 }
 
+static void prepare_sound(job *j)
+{
+    const cs_sound_options options = {.format = j->params.audio_format,
+                                      .sample_rate = cs_pipeline_audio_rate(j->api->pipeline),
+                                      .pool = cs_pipeline_audio_pool(j->api->pipeline),
+                                      .makers = j->api->makers,
+                                      .x = j->x,
+                                      .whole = !j->params.stream};
+    j->sound = cs_sound_new(&options);
+    j->bytes = g_byte_array_new();
+}
+
 static void job_prepare(job *j)
 {
+    if (j->params.speaks || j->output.endpoint == CS_ENDPOINT_SPEECH)
+        prepare_sound(j);
+    j->output.speaks = j->params.speaks;
     cs_params_sampling(&j->params, j->api->pipeline, &j->sampling);
     /* What the OpenAI API does for completions that do not say. */
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION && !j->params.has_max_tokens)

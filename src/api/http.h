@@ -109,6 +109,9 @@ typedef struct {
 void cs_exchange_attach(cs_exchange *x, const cs_exchange_ops *ops, void *user);
 /* Starts a response whose body comes from ops->pull. */
 void cs_exchange_stream(cs_exchange *x, const char *content_type);
+/* In pull, which returns false then: breaks the connection off, so that nobody takes what was sent
+ * for the whole. */
+void cs_exchange_abort(cs_exchange *x);
 /* There is something for ready or pull; any thread, never blocks on the client. */
 void cs_exchange_wake(cs_exchange *x);
 

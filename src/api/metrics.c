@@ -15,6 +15,7 @@ struct cs_metrics {
     GMutex lock;
     GHashTable *requests; /* "route\nstatus" -> uint64_t * */
     histogram histograms[CS_N_METRICS];
+    double counters[CS_N_COUNTERS];
     int64_t in_flight;
     int64_t body_bytes; /* atomic: read on the body path without the lock */
 };
@@ -28,6 +29,20 @@ static const struct {
     [CS_METRIC_ITL] = {"cornserve_inter_token_seconds", "Between two tokens of one answer."},
     [CS_METRIC_E2E] = {"cornserve_request_seconds",
                        "From a generation request's arrival to its last token."},
+    [CS_METRIC_TTFA] = {"cornserve_time_to_first_audio_seconds",
+                        "From a request's arrival to the first sound of its speech."},
+    [CS_METRIC_RTF] =
+        {"cornserve_speech_real_time_factor",
+         "From a request's arrival to its last sound, over the length of its speech."},
+};
+
+static const struct {
+    const char *name;
+    const char *help;
+} counter_names[CS_N_COUNTERS] = {
+    [CS_COUNTER_SPEECH_S] = {"cornserve_speech_seconds_total", "Speech that was finished."},
+    [CS_COUNTER_UNDERRUN_S] = {"cornserve_speech_underrun_seconds_total",
+                               "Silence in streams that are played from their first sound on."},
 };
 
 cs_metrics *cs_metrics_new(void)
@@ -88,6 +103,13 @@ void cs_metrics_observe(cs_metrics *metrics, cs_metric metric, double seconds, u
     g_mutex_unlock(&metrics->lock);
 }
 
+void cs_metrics_add(cs_metrics *metrics, cs_counter counter, double amount)
+{
+    g_mutex_lock(&metrics->lock);
+    metrics->counters[counter] += amount;
+    g_mutex_unlock(&metrics->lock);
+}
+
 void cs_metrics_print_value(GString *out, const char *name, const char *type, const char *help,
                             double value)
 {
@@ -139,6 +161,9 @@ void cs_metrics_print(cs_metrics *metrics, GString *out)
     print_requests(out, metrics->requests);
     for (int m = 0; m < CS_N_METRICS; m++)
         print_histogram(out, (cs_metric)m, &metrics->histograms[m]);
+    for (int c = 0; c < CS_N_COUNTERS; c++)
+        cs_metrics_print_value(out, counter_names[c].name, "counter", counter_names[c].help,
+                               metrics->counters[c]);
     g_mutex_unlock(&metrics->lock);
     cs_metrics_print_value(out, "cornserve_http_requests_in_flight", "gauge",
                            "Requests being handled now.",

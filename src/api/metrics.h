@@ -11,8 +11,17 @@ typedef enum {
     CS_METRIC_TTFT, /* request received to first token, s */
     CS_METRIC_ITL,  /* between tokens of one choice, s */
     CS_METRIC_E2E,  /* request received to answer complete, s */
+    CS_METRIC_TTFA, /* request received to first sound, s */
+    CS_METRIC_RTF,  /* time to make a speech over its length */
     CS_N_METRICS
 } cs_metric;
+
+typedef enum {
+    CS_COUNTER_SPEECH_S,   /* of finished answers */
+    CS_COUNTER_UNDERRUN_S, /* that somebody who plays a stream from its first sound on had to wait
+                            */
+    CS_N_COUNTERS
+} cs_counter;
 
 cs_metrics *cs_metrics_new(void);
 void cs_metrics_free(cs_metrics *metrics); /* accepts NULL */
@@ -26,6 +35,8 @@ void cs_metrics_body_bytes(cs_metrics *metrics, int64_t change);
 int64_t cs_metrics_body_bytes_now(const cs_metrics *metrics);
 /* Adds `count` observations of `seconds`. */
 void cs_metrics_observe(cs_metrics *metrics, cs_metric metric, double seconds, uint32_t count);
+
+void cs_metrics_add(cs_metrics *metrics, cs_counter counter, double amount);
 
 void cs_metrics_print(cs_metrics *metrics, GString *out);
 

@@ -197,21 +197,50 @@ static void append_head(const cs_output *o, bool chunk, GString *out)
 
 static void append_usage(const cs_usage *usage, GString *out)
 {
+    uint32_t completion = usage->completion_tokens + usage->speech_tokens;
     g_string_append_printf(
         out,
         "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
         "\"prompt_tokens_details\":{\"cached_tokens\":%u,\"image_tokens\":%u,\"audio_tokens\":%u,"
-        "\"video_tokens\":%u}}",
-        usage->prompt_tokens, usage->completion_tokens,
-        usage->prompt_tokens + usage->completion_tokens, usage->cached_tokens,
+        "\"video_tokens\":%u},\"completion_tokens_details\":{\"text_tokens\":%u,\"audio_tokens\":"
+        "%u}}",
+        usage->prompt_tokens, completion, usage->prompt_tokens + completion, usage->cached_tokens,
         usage->modality_tokens[CS_MODALITY_IMAGE], usage->modality_tokens[CS_MODALITY_AUDIO],
-        usage->modality_tokens[CS_MODALITY_VIDEO]);
+        usage->modality_tokens[CS_MODALITY_VIDEO], usage->completion_tokens, usage->speech_tokens);
 }
 
-static void append_whole_choice(const cs_output *o, const cs_answer *answer, GString *out)
+static void append_base64(GString *out, const GByteArray *bytes)
+{
+    gsize at = out->len, room = ((gsize)bytes->len / 3 + 2) * 4;
+    gint state = 0, save = 0;
+    g_string_set_size(out, at + room);
+    gsize n = g_base64_encode_step(bytes->data, bytes->len, FALSE, out->str + at, &state, &save);
+    n += g_base64_encode_close(FALSE, out->str + at + n, &state, &save);
+    g_string_truncate(out, at + n);
+}
+
+/* The text of a spoken answer is the transcript of its sound. */
+static void append_spoken(const cs_output *o, const cs_answer *answer, const GByteArray *sound,
+                          GString *out)
+{
+    g_string_append_printf(out,
+                           "\"message\":{\"role\":\"assistant\",\"content\":null,\"refusal\":null,"
+                           "\"audio\":{\"id\":\"audio-%s\",\"expires_at\":%" G_GINT64_FORMAT
+                           ",\"transcript\":",
+                           o->id, o->created_s);
+    cs_output_string(out, answer->text->str, answer->text->len);
+    g_string_append(out, ",\"data\":\"");
+    append_base64(out, sound);
+    g_string_append(out, "\"}}");
+}
+
+static void append_whole_choice(const cs_output *o, const cs_answer *answer,
+                                const GByteArray *sound, GString *out)
 {
     g_string_append_printf(out, "{\"index\":%u,", answer->index);
-    if (o->endpoint == CS_ENDPOINT_CHAT) {
+    if (sound) {
+        append_spoken(o, answer, sound, out);
+    } else if (o->endpoint == CS_ENDPOINT_CHAT) {
         g_string_append(out, "\"message\":{\"role\":\"assistant\",\"content\":");
         cs_output_string(out, answer->text->str, answer->text->len);
         g_string_append(out, ",\"refusal\":null}");
@@ -224,13 +253,13 @@ static void append_whole_choice(const cs_output *o, const cs_answer *answer, GSt
 }
 
 void cs_output_whole(const cs_output *o, cs_answer *answers, uint32_t n_answers,
-                     const cs_usage *usage, GString *out)
+                     const GByteArray *sound, const cs_usage *usage, GString *out)
 {
     append_head(o, false, out);
     g_string_append(out, ",\"choices\":[");
     for (uint32_t i = 0; i < n_answers; i++) {
         g_string_append(out, i ? "," : "");
-        append_whole_choice(o, &answers[i], out);
+        append_whole_choice(o, &answers[i], sound, out);
     }
     g_string_append(out, "],");
     append_usage(usage, out);
@@ -255,18 +284,61 @@ static void chunk_end(const cs_output *o, const char *finish_reason, GString *ou
 void cs_output_role(const cs_output *o, uint32_t index, GString *out)
 {
     chunk_begin(o, index, out);
-    g_string_append(out, "\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
+    g_string_append_printf(out,
+                           "\"delta\":{\"role\":\"assistant\",\"content\":%s},\"logprobs\":null",
+                           o->speaks ? "null" : "\"\"");
     chunk_end(o, "null", out);
 }
 
 void cs_output_piece(const cs_output *o, cs_answer *answer, GString *out)
 {
     chunk_begin(o, answer->index, out);
-    g_string_append(out, o->endpoint == CS_ENDPOINT_CHAT ? "\"delta\":{\"content\":" : "\"text\":");
+    if (o->speaks)
+        g_string_append_printf(out,
+                               "\"delta\":{\"audio\":{\"id\":\"audio-%s\",\"transcript\":", o->id);
+    else
+        g_string_append(out,
+                        o->endpoint == CS_ENDPOINT_CHAT ? "\"delta\":{\"content\":" : "\"text\":");
     cs_output_string(out, answer->text->str, answer->text->len);
-    g_string_append(out, o->endpoint == CS_ENDPOINT_CHAT ? "}" : "");
+    g_string_append(out, o->speaks ? "}}" : o->endpoint == CS_ENDPOINT_CHAT ? "}" : "");
     append_logprobs(o, answer, out);
     chunk_end(o, "null", out);
+}
+
+void cs_output_sound(const cs_output *o, const GByteArray *bytes, GString *out)
+{
+    chunk_begin(o, 0, out);
+    g_string_append_printf(out, "\"delta\":{\"audio\":{\"id\":\"audio-%s\",\"data\":\"", o->id);
+    append_base64(out, bytes);
+    g_string_append(out, "\"}},\"logprobs\":null");
+    chunk_end(o, "null", out);
+}
+
+void cs_output_sound_end(const cs_output *o, GString *out)
+{
+    chunk_begin(o, 0, out);
+    g_string_append_printf(
+        out,
+        "\"delta\":{\"audio\":{\"id\":\"audio-%s\",\"expires_at\":%" G_GINT64_FORMAT
+        "}},\"logprobs\":null",
+        o->id, o->created_s);
+    chunk_end(o, "null", out);
+}
+
+void cs_output_speech(const GByteArray *bytes, GString *out)
+{
+    g_string_append(out, "data: {\"type\":\"speech.audio.delta\",\"audio\":\"");
+    append_base64(out, bytes);
+    g_string_append(out, "\"}\n\n");
+}
+
+void cs_output_speech_end(const cs_usage *usage, GString *out)
+{
+    g_string_append_printf(out,
+                           "data: {\"type\":\"speech.audio.done\",\"usage\":{\"input_tokens\":%u,"
+                           "\"output_tokens\":%u,\"total_tokens\":%u}}\n\n",
+                           usage->prompt_tokens, usage->speech_tokens,
+                           usage->prompt_tokens + usage->speech_tokens);
 }
 
 void cs_output_finish(const cs_output *o, const cs_answer *answer, GString *out)

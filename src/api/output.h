@@ -29,17 +29,25 @@ typedef struct {
     const char *id;
     int64_t created_s;
     int32_t n_logprobs; /* -1: none */
+    bool speaks;        /* chat: answers are sound and its transcript */
     bool usage_member;  /* chunks have "usage": null */
 } cs_output;
 
-/* A whole response. */
+/* A whole response; `sound`: of the one answer that is spoken, or NULL. */
 void cs_output_whole(const cs_output *output, cs_answer *answers, uint32_t n_answers,
-                     const cs_usage *usage, GString *out);
+                     const GByteArray *sound, const cs_usage *usage, GString *out);
 
 /* SSE events of a stream: "data: {...}\n\n". */
 void cs_output_role(const cs_output *output, uint32_t index,
                     GString *out); /* chat: the first chunk of an answer */
 void cs_output_piece(const cs_output *output, cs_answer *answer, GString *out);
+/* Chat: the next bytes of the sound, a multiple of three but for the last ones. */
+void cs_output_sound(const cs_output *output, const GByteArray *bytes, GString *out);
+/* Chat: the sound is complete. */
+void cs_output_sound_end(const cs_output *output, GString *out);
+/* Speech: the same as events of that endpoint. */
+void cs_output_speech(const GByteArray *bytes, GString *out);
+void cs_output_speech_end(const cs_usage *usage, GString *out);
 void cs_output_finish(const cs_output *output, const cs_answer *answer, GString *out);
 void cs_output_usage(const cs_output *output, const cs_usage *usage, GString *out);
 void cs_output_error(const GError *error, GString *out);

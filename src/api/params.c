@@ -7,6 +7,8 @@
 #define MAX_STOP_BYTES 1024
 #define MAX_BIASES 1024
 #define MAX_CHOICES 64
+/* Of a speech, as the OpenAI API. */
+#define MAX_INPUT_CHARACTERS 4096
 
 /* ---- faults ---- */
 
@@ -166,6 +168,105 @@ static bool read_template_arguments(reader *r, const char *name, json_t *value)
     return true;
 }
 
+/* ---- speech ---- */
+
+static bool read_modalities(reader *r, const char *name, json_t *value)
+{
+    bool text = false;
+    size_t i;
+    json_t *item;
+    json_array_foreach (value, i, item) {
+        const char *word = json_string_value(item);
+        bool *wanted = g_strcmp0(word, "text") == 0    ? &text
+                       : g_strcmp0(word, "audio") == 0 ? &r->params->speaks
+                                                       : NULL;
+        if (!wanted || *wanted)
+            return cs_fault_expected(r->fault, name, "[\"text\"] or [\"text\", \"audio\"]", value);
+        *wanted = true;
+    }
+    if (!text)
+        return cs_fault_expected(r->fault, name, "[\"text\"] or [\"text\", \"audio\"]", value);
+    return true;
+}
+
+/* A name, or {"id": name}. */
+static bool read_voice(reader *r, const char *name, json_t *value)
+{
+    if (json_is_object(value) && json_object_size(value) == 1)
+        value = json_object_get(value, "id");
+    const char *voice = json_string_value(value);
+    if (!voice || !*voice)
+        return cs_fault_expected(r->fault, name, "a voice's name", value);
+    r->params->voice = g_strdup(voice);
+    return true;
+}
+
+static bool read_format(reader *r, const char *name, json_t *value)
+{
+    const char *word = json_string_value(value);
+    if (word && strcmp(word, "pcm") == 0)
+        word = "pcm16";
+    if (!word || !cs_audio_format_parse(word, &r->params->audio_format))
+        return cs_fault_expected(r->fault, name, "wav, mp3, flac, opus or pcm16", value);
+    return true;
+}
+
+static bool read_audio(reader *r, const char *name, json_t *value)
+{
+    const char *key;
+    json_t *item;
+    if (!json_is_object(value))
+        return cs_fault_expected(r->fault, name, "an object with voice and format", value);
+    r->params->has_audio = true;
+    json_object_foreach (value, key, item) {
+        g_autofree char *path = g_strdup_printf("%s.%.40s", name, key);
+        bool is_voice = strcmp(key, "voice") == 0;
+        if (!is_voice && strcmp(key, "format") != 0)
+            return cs_fault_set(r->fault, CS_ERROR_UNSUPPORTED, path,
+                                "is not supported; audio takes voice and format");
+        if (!(is_voice ? read_voice : read_format)(r, path, item))
+            return false;
+    }
+    return true;
+}
+
+static bool read_characters(reader *r, const char *name, json_t *value, char **text)
+{
+    size_t n;
+    const char *bytes = json_is_string(value) ? cs_body_string(r->body, value, &n) : NULL;
+    if (!bytes)
+        return cs_fault_expected(r->fault, name, "a string", value);
+    glong n_characters = g_utf8_strlen(bytes, (gssize)n);
+    if (n_characters > MAX_INPUT_CHARACTERS)
+        return cs_fault_set(r->fault, CS_ERROR_INVALID, name,
+                            "expected at most %d characters, found %ld", MAX_INPUT_CHARACTERS,
+                            n_characters);
+    *text = g_strndup(bytes, n);
+    return true;
+}
+
+static bool read_input(reader *r, const char *name, json_t *value)
+{
+    if (!read_characters(r, name, value, &r->params->input))
+        return false;
+    g_strstrip(r->params->input);
+    return *r->params->input || cs_fault_expected(r->fault, name, "a text to be read aloud", value);
+}
+
+static bool read_instructions(reader *r, const char *name, json_t *value)
+{
+    return read_characters(r, name, value, &r->params->instructions);
+}
+
+static bool read_stream_format(reader *r, const char *name, json_t *value)
+{
+    const char *word = json_string_value(value);
+    r->params->sound_events = g_strcmp0(word, "sse") == 0;
+    r->params->stream = true;
+    return r->params->sound_events || g_strcmp0(word, "audio") == 0 ||
+           cs_fault_expected(r->fault, name, "audio or sse", value);
+}
+
 /* ---- the table ---- */
 
 typedef enum {
@@ -191,7 +292,9 @@ typedef struct {
 
 #define CHAT CS_ENDPOINT_CHAT
 #define COMPLETION CS_ENDPOINT_COMPLETION
+#define SPEECH CS_ENDPOINT_SPEECH
 #define BOTH (CHAT | COMPLETION)
+#define ALL (CHAT | COMPLETION | SPEECH)
 #define AT(member) .offset = offsetof(cs_params, member)
 #define HAS(member) .has_offset = offsetof(cs_params, has_##member)
 
@@ -201,7 +304,7 @@ static const char nothing_kept[] = "nothing of a request is kept";
 static const field fields[] = {
     {"messages", CHAT, CONTENT},
     {"prompt", COMPLETION, CONTENT},
-    {"model", BOTH, SPECIAL, .read = read_model},
+    {"model", ALL, SPECIAL, .read = read_model},
     /* sampling */
     {"temperature", BOTH, NUMBER, AT(temperature), 0, 2, HAS(temperature)},
     {"top_p", BOTH, NUMBER, AT(top_p), 1e-6, 1, HAS(top_p)},
@@ -210,7 +313,7 @@ static const field fields[] = {
     {"repetition_penalty", BOTH, NUMBER, AT(repetition_penalty), 0.01, 10, HAS(repetition_penalty)},
     {"presence_penalty", BOTH, NUMBER, AT(presence_penalty), -2, 2},
     {"frequency_penalty", BOTH, NUMBER, AT(frequency_penalty), -2, 2},
-    {"seed", BOTH, INTEGER, AT(seed), (double)INT64_MIN, (double)INT64_MAX, HAS(seed)},
+    {"seed", ALL, INTEGER, AT(seed), (double)INT64_MIN, (double)INT64_MAX, HAS(seed)},
     {"logit_bias", BOTH, SPECIAL, .read = read_logit_bias},
     /* length and end */
     {"max_tokens", BOTH, INTEGER, AT(max_tokens), 1, 1 << 24, HAS(max_tokens)},
@@ -220,7 +323,7 @@ static const field fields[] = {
     {"ignore_eos", BOTH, BOOLEAN, AT(ignore_eos)},
     /* shape of the answer */
     {"n", BOTH, INTEGER, AT(n), 1, MAX_CHOICES},
-    {"stream", BOTH, BOOLEAN, AT(stream)},
+    {"stream", ALL, BOOLEAN, AT(stream)},
     {"stream_options", BOTH, SPECIAL, .read = read_stream_options},
     {"logprobs", CHAT, BOOLEAN, AT(logprobs)},
     {"top_logprobs", CHAT, INTEGER, AT(top_logprobs), 0, CS_MAX_LOGPROBS, HAS(top_logprobs)},
@@ -231,11 +334,18 @@ static const field fields[] = {
     {"mm_processor_kwargs", CHAT, SPECIAL, .read = read_processor},
     {"use_audio_in_video", CHAT, BOOLEAN, AT(use_audio_in_video)},
     {"chat_template_kwargs", CHAT, SPECIAL, .read = read_template_arguments},
+    /* speech */
+    {"modalities", CHAT, SPECIAL, .read = read_modalities},
+    {"audio", CHAT, SPECIAL, .read = read_audio},
+    {"input", SPEECH, SPECIAL, .read = read_input},
+    {"voice", SPEECH, SPECIAL, .read = read_voice},
+    {"instructions", SPEECH, SPECIAL, .read = read_instructions},
+    {"response_format", SPEECH, SPECIAL, .read = read_format},
+    {"stream_format", SPEECH, SPECIAL, .read = read_stream_format},
     /* for the log */
-    {"user", BOTH, SPECIAL, .read = read_user},
+    {"user", ALL, SPECIAL, .read = read_user},
     /* not served, but for the value that asks for nothing */
-    {"modalities", CHAT, ONLY, .values = "[[\"text\"]]", .reason = "answers are text"},
-    {"audio", CHAT, ONLY, .values = "[]", .reason = "answers are text"},
+    {"speed", SPEECH, ONLY, .values = "[1, 1.0]", .reason = "the model speaks at its own speed"},
     {"response_format", CHAT, ONLY, .values = "[{\"type\": \"text\"}]",
      .reason = "answers are free text"},
     {"tools", CHAT, ONLY, .values = "[[]]", .reason = tools_reason},
@@ -342,6 +452,13 @@ static bool check_together(const cs_params *p, cs_fault *fault)
                             "is for \"stream\": true only");
     if (p->has_top_logprobs && !p->logprobs)
         return cs_fault_set(fault, CS_ERROR_INVALID, "top_logprobs", "needs \"logprobs\": true");
+    if (p->has_audio && !p->speaks)
+        return cs_fault_set(fault, CS_ERROR_INVALID, "audio",
+                            "is for \"modalities\": [\"text\", \"audio\"] only");
+    if (p->speaks && p->n != 1)
+        return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, "n",
+                            "of %" G_GINT64_FORMAT " answers none can be spoken; ask for one",
+                            p->n);
     if (p->echo && p->has_completion_logprobs)
         return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, "logprobs",
                             "is not supported together with echo");
@@ -350,7 +467,9 @@ static bool check_together(const cs_params *p, cs_fault *fault)
 
 bool cs_params_read(cs_params *params, const cs_body *body, cs_endpoint endpoint, cs_fault *fault)
 {
-    *params = (cs_params){.n = 1};
+    /* What the OpenAI API sends for speeches that do not say; sound in a chat names its own. */
+    bool mp3 = endpoint == CS_ENDPOINT_SPEECH;
+    *params = (cs_params){.n = 1, .audio_format = mp3 ? CS_AUDIO_MP3 : CS_AUDIO_WAV};
     reader r = {body, params, fault};
     const char *name;
     json_t *value;
@@ -364,6 +483,8 @@ bool cs_params_read(cs_params *params, const cs_body *body, cs_endpoint endpoint
         if (!json_is_null(value) && !read_field(&r, f, value))
             return false;
     }
+    if (endpoint == CS_ENDPOINT_SPEECH && !params->input)
+        return cs_fault_expected(fault, "input", "a text to be read aloud", NULL);
     return check_together(params, fault);
 }
 
@@ -371,6 +492,9 @@ void cs_params_clear(cs_params *params)
 {
     g_free(params->model);
     g_free(params->user);
+    g_free(params->voice);
+    g_free(params->input);
+    g_free(params->instructions);
     g_clear_pointer(&params->stop, g_ptr_array_unref);
     g_clear_pointer(&params->biases, g_array_unref);
     g_clear_pointer(&params->template_arguments, json_decref);

@@ -4,11 +4,13 @@
 #define CS_API_PARAMS_H
 
 #include "api/body.h"
+#include "media/encode.h"
 #include "runtime/pipeline.h"
 
 typedef enum {
     CS_ENDPOINT_CHAT = 1,
     CS_ENDPOINT_COMPLETION = 2,
+    CS_ENDPOINT_SPEECH = 4,
 } cs_endpoint;
 
 /* What is wrong with a request: the first fault found. */
@@ -36,8 +38,16 @@ typedef struct {
     int64_t max_completion_tokens;
     bool stream, logprobs, echo, ignore_eos, use_audio_in_video, include_usage;
     bool has_stream_options;
-    char *model;                /* NULL: not given */
-    char *user;                 /* an end user's id, for the log; NULL: not given */
+    char *model; /* NULL: not given */
+    char *user;  /* an end user's id, for the log; NULL: not given */
+    /* Speech. */
+    bool speaks;        /* chat: an answer in text and sound */
+    bool has_audio;     /* chat: the field */
+    bool sound_events;  /* speech: streamed as events, not as the sound's own bytes */
+    char *voice;        /* NULL: the model's own */
+    char *input;        /* speech: the text */
+    char *instructions; /* speech, or NULL */
+    cs_audio_format audio_format;
     GPtrArray *stop;            /* char *, NULL-terminated once read; or NULL */
     GArray *biases;             /* cs_token_bias; or NULL */
     json_t *template_arguments; /* or NULL */

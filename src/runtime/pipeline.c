@@ -108,7 +108,7 @@ static bool start_encoders(cs_pipeline *p, GError **error)
 static bool start_media(cs_pipeline *p, GError **error)
 {
     if (!cs_pipeline_takes(p, CS_MODALITY_IMAGE) && !cs_pipeline_takes(p, CS_MODALITY_VIDEO) &&
-        !cs_pipeline_takes(p, CS_MODALITY_AUDIO))
+        !cs_pipeline_takes(p, CS_MODALITY_AUDIO) && !p->voices.names)
         return true;
     p->media = cs_media_pool_new(&CS_MEDIA_POOL_OPTIONS_DEFAULT, error);
     return p->media != NULL;
@@ -260,6 +260,7 @@ static void add_engine(const cs_pipeline *p, cs_pipeline_stats *stats)
     stats->cached_tokens = llm.cached_tokens;
     stats->completion_tokens = llm.completion_tokens;
     stats->preemptions = llm.preemptions;
+    pipeline_speech_stats(&p->voices, stats);
 }
 
 void cs_pipeline_stats_get(cs_pipeline *p, cs_pipeline_stats *stats)

@@ -12,6 +12,7 @@
 #define CS_RUNTIME_PIPELINE_H
 
 #include "engine/sampling.h"
+#include "media/decoder/pool.h"
 #include "models/modality.h"
 
 #include <glib.h>
@@ -51,6 +52,9 @@ typedef struct {
     const char *name;  /* NULL: it is not spoken */
     float temperature; /* of the talker; 0: greedy */
     float repetition_penalty;
+    /* Samples that on_audio gets before cs_pipeline_audio_allow says that it may have more (a slow
+     * client holds up nobody else); 0: all. */
+    uint64_t credit_samples;
 } cs_voice;
 
 typedef struct {
@@ -61,7 +65,10 @@ typedef struct {
     const char *prompt;         /* completion: the text itself; messages is NULL then */
     const int32_t *prompt_ids;  /* completion: ready tokens; prompt is NULL then */
     uint32_t n_prompt_ids;
-    bool echo; /* completion: the prompt stands before the answer */
+    const char *aloud;     /* speech: a text that is only read aloud, in cs_request.voice; the sink
+                              gets no piece of it. messages, prompt and prompt_ids are NULL then */
+    const char *aloud_how; /* words to the reader, or NULL */
+    bool echo;             /* completion: the prompt stands before the answer */
     uint32_t n_media;
     const cs_request_medium *media; /* in order of appearance */
     bool use_audio_in_video;
@@ -134,6 +141,9 @@ typedef struct {
     uint32_t executors, executors_ready;
     uint64_t executor_deaths, retries; /* retries: requests, or parts of them, that ran again */
     uint64_t sidecar_bytes;            /* in use */
+    /* Of what speaks. */
+    uint32_t talker_running, talker_kv_blocks_used, talker_kv_blocks_total, sounds;
+    uint64_t speech_tokens, speech_samples, sound_steps, sound_step_streams;
 } cs_pipeline_stats;
 
 typedef struct cs_pipeline cs_pipeline;
@@ -157,6 +167,9 @@ uint32_t cs_pipeline_audio_rate(const cs_pipeline *pipeline); /* of its speech, 
 /* The model's own voice and sampling. */
 void cs_pipeline_voice_defaults(const cs_pipeline *pipeline, cs_voice *voice);
 
+/* Where audio formats are made (media/encode.h); NULL: it does not speak. Borrowed. */
+cs_media_pool *cs_pipeline_audio_pool(const cs_pipeline *pipeline);
+
 /* Appends the ids (int32_t) of a text, special tokens in it included. */
 bool cs_pipeline_tokenize(const cs_pipeline *pipeline, const char *text, size_t text_bytes,
                           GArray *ids, GError **error);
@@ -178,6 +191,8 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *pipeline, const cs_request 
 /* Asks a request to end within one step; on_done still comes (CS_ERROR_CANCELLED unless it was
  * done). */
 void cs_pipeline_cancel(cs_pipeline_request *request);
+/* So many samples more may go to on_audio. */
+void cs_pipeline_audio_allow(cs_pipeline_request *request, uint64_t n_samples);
 /* Gives the handle back. Call once, after or before on_done; it does not cancel. */
 void cs_pipeline_release(cs_pipeline_request *request);
 

@@ -68,6 +68,7 @@ typedef struct {
 typedef struct {
     uint32_t voice;
     float temperature, repetition_penalty;
+    uint64_t credit_samples;
     /* Set under the request's lock before the LLM engine has the request; later reads need no lock.
      */
     cs_llm_request *talker;
@@ -90,6 +91,7 @@ struct cs_pipeline_request {
     json_t *messages, *tools, *template_arguments;
     char *prompt;
     GArray *prompt_ids; /* int32_t; NULL: a text or messages */
+    GArray *aloud_ids;  /* int32_t: the answer itself, which is read aloud; or NULL */
     GPtrArray *media;   /* GBytes * */
     cs_modality *modalities;
     uint32_t *max_pixels; /* of images */
@@ -148,6 +150,11 @@ void pipeline_voices_clear(pipeline_voices *voices);
 /* NULL when no voice is asked for; a voice that is there otherwise. */
 pipeline_speech *pipeline_speech_new(const cs_pipeline *pipeline, const cs_voice *voice);
 void pipeline_speech_free(pipeline_speech *speech); /* accepts NULL */
+/* The text to be read aloud becomes the request's answer, and the conversation it stands in its
+ * messages. */
+bool pipeline_speech_read_aloud(cs_pipeline_request *request, const char *text, const char *how,
+                                GError **error);
+void pipeline_speech_stats(const pipeline_voices *voices, cs_pipeline_stats *stats);
 /* Submits the request to talker and generator, a stage each; under the request's lock. */
 bool pipeline_speech_begin(cs_pipeline_request *request, GError **error);
 /* Hidden states of the LLM's rows, and the end of its text. */

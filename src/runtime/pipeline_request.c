@@ -47,6 +47,7 @@ static void request_free(cs_pipeline_request *r)
     json_decref(r->tools);
     json_decref(r->template_arguments);
     g_clear_pointer(&r->prompt_ids, g_array_unref);
+    g_clear_pointer(&r->aloud_ids, g_array_unref);
     g_ptr_array_unref(r->media);
     sampling_clear(&r->sampling);
     g_free(r->modalities);
@@ -123,7 +124,7 @@ static cs_pipeline_request *request_new(cs_pipeline *p, const cs_request *reques
 static bool request_check(const cs_pipeline *p, const cs_request *request, GError **error)
 {
     static const char *const words[CS_N_MODALITIES] = {"images", "video", "audio"};
-    if (request->messages && !p->model->chat_template)
+    if ((request->messages || request->aloud) && !p->model->chat_template)
         return cs_fail(error, CS_ERROR_UNSUPPORTED,
                        "this model has no chat template; use completions");
     for (uint32_t i = 0; i < request->n_media; i++)
@@ -133,7 +134,8 @@ static bool request_check(const cs_pipeline *p, const cs_request *request, GErro
     if (request->voice.name && request->n_choices != 1)
         return cs_fail(error, CS_ERROR_UNSUPPORTED, "of %u answers none can be spoken; ask for one",
                        request->n_choices);
-    return !request->voice.name || cs_pipeline_voice_check(p, request->voice.name, error);
+    const char *voice = request->voice.name ? request->voice.name : request->aloud ? "" : NULL;
+    return !voice || cs_pipeline_voice_check(p, voice, error);
 }
 
 cs_pipeline_request *cs_pipeline_submit(cs_pipeline *p, const cs_request *request,
@@ -144,6 +146,14 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *p, const cs_request *reques
     cs_pipeline_request *r = request_new(p, request, sink, user);
     g_mutex_lock(&p->lock);
     p->n_objects++;
+    g_mutex_unlock(&p->lock);
+    if (request->aloud &&
+        !pipeline_speech_read_aloud(r, request->aloud, request->aloud_how, error)) {
+        request_unref(r);
+        request_unref(r);
+        return NULL;
+    }
+    g_mutex_lock(&p->lock);
     guint n_live = g_hash_table_size(p->live);
     bool taken = !p->ending && n_live < p->max_queued_requests;
     if (taken) {
@@ -280,6 +290,8 @@ static bool llm_on_token(void *user, const cs_llm_token *token)
     g_mutex_lock(&r->lock); /* on_start comes first */
     g_mutex_unlock(&r->lock);
     size_t show_bytes;
+    if (r->aloud_ids)
+        return false; /* what would come behind the text */
     if (r->speech)
         g_array_append_val(r->speech->reply_ids, token->token->id);
     bool goes_on =
@@ -324,7 +336,7 @@ static void llm_on_done(void *user, const cs_llm_usage *llm, const GError *error
     g_mutex_unlock(&r->lock);
     cs_usage usage = {.prompt_tokens = llm ? llm->prompt_tokens : 0,
                       .cached_tokens = llm ? llm->cached_tokens : 0,
-                      .completion_tokens = llm ? llm->completion_tokens : 0};
+                      .completion_tokens = llm && !r->aloud_ids ? llm->completion_tokens : 0};
     memcpy(usage.modality_tokens, r->modality_tokens, sizeof(usage.modality_tokens));
     pipeline_stage_done(r, &usage, error);
 }
@@ -615,6 +627,11 @@ static bool submit_llm(cs_pipeline_request *r, GError **error)
         .stop_ids = generation->eos_ids,
         .hidden_states = r->speech != NULL,
     };
+    if (r->aloud_ids) {
+        options.n_generated = r->aloud_ids->len;
+        options.generated = (const int32_t *)(void *)r->aloud_ids->data;
+        options.max_tokens = r->aloud_ids->len + 1;
+    }
     if (r->speech && !pipeline_speech_begin(r, error))
         return false;
     r->llm = cs_llm_engine_submit(r->pipeline->llm, &options, &pipeline_llm_sink, r, error);

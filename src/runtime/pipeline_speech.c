@@ -124,6 +124,29 @@ bool cs_pipeline_voice_check(const cs_pipeline *p, const char *name, GError **er
                    name, names);
 }
 
+cs_media_pool *cs_pipeline_audio_pool(const cs_pipeline *p)
+{
+    return p->voices.names ? p->media : NULL;
+}
+
+void pipeline_speech_stats(const pipeline_voices *v, cs_pipeline_stats *stats)
+{
+    if (!v->names)
+        return;
+    cs_llm_engine_stats talker;
+    cs_generator_engine_stats sound;
+    cs_llm_engine_stats_get(v->talker, &talker);
+    cs_generator_engine_stats_get(v->generator, &sound);
+    stats->talker_running = talker.running;
+    stats->talker_kv_blocks_used = talker.kv_blocks_used;
+    stats->talker_kv_blocks_total = talker.kv_blocks_total;
+    stats->speech_tokens = talker.completion_tokens;
+    stats->sounds = sound.requests;
+    stats->speech_samples = sound.samples;
+    stats->sound_steps = sound.steps;
+    stats->sound_step_streams = sound.step_streams;
+}
+
 /* ---- a request's speech ---- */
 
 pipeline_speech *pipeline_speech_new(const cs_pipeline *p, const cs_voice *voice)
@@ -134,6 +157,7 @@ pipeline_speech *pipeline_speech_new(const cs_pipeline *p, const cs_voice *voice
     s->voice = (uint32_t)find_voice(&p->voices, voice->name);
     s->temperature = voice->temperature;
     s->repetition_penalty = voice->repetition_penalty;
+    s->credit_samples = voice->credit_samples;
     s->prompt_ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
     s->reply_ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
     g_mutex_init(&s->sink_lock);
@@ -152,6 +176,31 @@ void pipeline_speech_free(pipeline_speech *s)
     g_array_unref(s->reply_ids);
     g_mutex_clear(&s->sink_lock);
     g_free(s);
+}
+
+bool pipeline_speech_read_aloud(cs_pipeline_request *r, const char *text, const char *how,
+                                GError **error)
+{
+    const cs_model *model = r->pipeline->model;
+    r->aloud_ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
+    if (!cs_tokenizer_encode(model->tokenizer, text, strlen(text), 0, r->aloud_ids, error))
+        return false;
+    if (r->aloud_ids->len == 0)
+        return cs_fail(error, CS_ERROR_INVALID, "there is no text to be read aloud");
+    g_autofree char *ask =
+        g_strconcat(model->speech->reader_request, text, how ? "\n\n" : "", how ? how : "", NULL);
+    r->messages = json_pack("[{s:s,s:s},{s:s,s:s}]", "role", "system", "content",
+                            model->speech->reader_system, "role", "user", "content", ask);
+    return r->messages || cs_fail(error, CS_ERROR_INVALID, "the text to be read is no UTF-8");
+}
+
+void cs_pipeline_audio_allow(cs_pipeline_request *r, uint64_t n_samples)
+{
+    g_mutex_lock(&r->lock);
+    cs_generator_request *sound = r->speech ? r->speech->sound : NULL;
+    g_mutex_unlock(&r->lock);
+    if (sound) /* without it nothing can have been handed out that would make room */
+        cs_generator_request_allow(sound, n_samples);
 }
 
 /* ---- what the talker hears ---- */
@@ -274,7 +323,8 @@ static cs_generator_request *submit_sound(cs_pipeline_request *r, GError **error
 {
     const pipeline_voices *v = &r->pipeline->voices;
     const cs_generator_request_options options = {.voice = v->names[r->speech->voice],
-                                                  .seed = r->sampling.seed};
+                                                  .seed = r->sampling.seed,
+                                                  .credit_samples = r->speech->credit_samples};
     return cs_generator_engine_submit(v->generator, &options, &sound_sink, r, error);
 }
 
@@ -348,6 +398,8 @@ bool pipeline_speech_begin(cs_pipeline_request *r, GError **error)
 {
     pipeline_speech *s = r->speech;
     g_array_append_vals(s->prompt_ids, r->built->token_ids, r->built->n_tokens);
+    if (r->aloud_ids)
+        g_array_append_vals(s->reply_ids, r->aloud_ids->data, r->aloud_ids->len);
     s->sound = submit_sound(r, error);
     if (!s->sound)
         return false;

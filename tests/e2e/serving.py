@@ -130,9 +130,9 @@ class Tap:
         self.check(found == expected, name, f"expected {expected!r}\nfound    {found!r}")
 
     def run(self, name, function, *arguments):
-        """Runs checks; an exception is a failure of `name`."""
+        """Runs checks and returns what they return; an exception is a failure of `name`."""
         try:
-            function(*arguments)
+            return function(*arguments)
         except Exception as error:  # the next tests still run
             self.check(False, name, f"{type(error).__name__}: {error}")
 

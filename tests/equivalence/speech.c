@@ -5,6 +5,7 @@
 #include "golden/golden.h"
 #include "media/decoder/child.h"
 #include "models/model.h"
+#include "models/qwen2_5_omni/talker.h"
 #include "models/qwen2_5_omni/token2wav.h"
 #include "runtime/pipeline.h"
 
@@ -263,6 +264,41 @@ static void test_too_short(void)
     cs_pipeline_free(pipeline);
 }
 
+/* Reading a text aloud is the speech of a model that gives this text as its answer. */
+static void test_aloud(void)
+{
+    enum { N_SEVENS = 12 };
+    cs_pipeline *pipeline = load(false);
+    g_autofree char *text = g_strnfill(N_SEVENS, '7'); /* digits are tokens of their own */
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
+    g_autoptr(GError) error = NULL;
+    g_assert_true(cs_pipeline_tokenize(pipeline, text, N_SEVENS, ids, &error));
+    g_assert_cmpuint(ids->len, ==, N_SEVENS);
+    const cs_token_bias bias = {g_array_index(ids, int32_t, 0), 1000};
+    g_autofree char *ask = g_strconcat(CS_TALKER_READ_ALOUD, text, NULL);
+    json_t *messages = json_pack("[{s:s,s:s},{s:s,s:s}]", "role", "system", "content",
+                                 CS_TALKER_SYSTEM, "role", "user", "content", ask);
+    cs_request request = make_request("Ethan", 1.05f, N_SEVENS + 1);
+    request.messages = messages;
+    request.sampling.n_biases = 1;
+    request.sampling.biases = &bias;
+    client given, drawn;
+    run_one(pipeline, &request, &drawn);
+    request = make_request("Ethan", 1.05f, 0);
+    request.messages = NULL;
+    request.aloud = text;
+    run_one(pipeline, &request, &given);
+    g_assert_no_error(drawn.error);
+    g_assert_no_error(given.error);
+    g_assert_cmpuint(drawn.tokens->len, ==, N_SEVENS + 1);
+    g_assert_cmpuint(given.tokens->len, ==, 0);
+    assert_same_sound(given.samples, drawn.samples);
+    json_decref(messages);
+    client_clear(&given);
+    client_clear(&drawn);
+    cs_pipeline_free(pipeline);
+}
+
 static void test_text_only(void)
 {
     cs_pipeline *pipeline = load(false);
@@ -320,6 +356,7 @@ int main(int argc, char **argv)
     g_test_add_func("/speech/golden", test_golden);
     g_test_add_func("/speech/refusals", test_refusals);
     g_test_add_func("/speech/too_short", test_too_short);
+    g_test_add_func("/speech/aloud", test_aloud);
     g_test_add_func("/speech/text_only", test_text_only);
     g_test_add_func("/speech/cancel", test_cancel);
     int result = g_test_run();

@@ -55,7 +55,7 @@ void send_text(int fd, const char *text)
 }
 
 /* Reads to the end of the connection; fails the test after 20 s. */
-char *read_all(int fd)
+GString *read_bytes(int fd)
 {
     GString *got = g_string_new(NULL);
     char buffer[65536];
@@ -68,7 +68,12 @@ char *read_all(int fd)
         g_string_append_len(got, buffer, n);
     }
     close(fd);
-    return g_string_free(got, FALSE);
+    return got;
+}
+
+char *read_all(int fd)
+{
+    return g_string_free(read_bytes(fd), FALSE);
 }
 
 /* Takes the chunk sizes out of a chunked body. */

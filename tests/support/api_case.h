@@ -17,6 +17,7 @@ int dial_with_buffer(const fixture *f, int receive_bytes);
 int dial(const fixture *f);
 void send_text(int fd, const char *text);
 /* Reads to the end of the connection and closes it; fails the test after 20 s. */
+GString *read_bytes(int fd);
 char *read_all(int fd);
 /* Takes the chunk sizes out of a chunked body. */
 char *dechunk(char *response);

@@ -8,6 +8,7 @@ struct cs_pipeline {
     GMutex lock;
     GCond changed;
     uint32_t live, handles;
+    uint64_t n_samples; /* of speech, handed out */
     bool busy;
     uint64_t started, finished, failed, cancelled;
 };
@@ -21,7 +22,9 @@ struct cs_pipeline_request {
     char *opening; /* what the answer says first */
     uint32_t n_tokens, delay_ms, n_choices;
     int32_t n_logprobs;
-    bool cancelled; /* under pipeline->lock */
+    bool speaks, aloud;
+    uint64_t credit; /* samples, under pipeline->lock */
+    bool cancelled;  /* under pipeline->lock */
 };
 
 cs_pipeline *fake_pipeline_new(void)
@@ -61,6 +64,14 @@ uint32_t fake_pipeline_handles(cs_pipeline *pipeline)
     return locked_read(pipeline, &pipeline->handles);
 }
 
+uint64_t fake_pipeline_samples(cs_pipeline *pipeline)
+{
+    g_mutex_lock(&pipeline->lock);
+    uint64_t n = pipeline->n_samples;
+    g_mutex_unlock(&pipeline->lock);
+    return n;
+}
+
 void fake_pipeline_set_busy(cs_pipeline *pipeline, bool busy)
 {
     g_mutex_lock(&pipeline->lock);
@@ -86,6 +97,37 @@ uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *pipeline)
 uint32_t cs_pipeline_vocab_size(const cs_pipeline *pipeline)
 {
     return 256;
+}
+
+/* ---- speech: a tenth of a second of a tone a token ---- */
+
+static const char *const voices[] = {"Ann", "Ben", NULL};
+
+const char *const *cs_pipeline_voices(const cs_pipeline *pipeline)
+{
+    return voices;
+}
+
+bool cs_pipeline_voice_check(const cs_pipeline *pipeline, const char *name, GError **error)
+{
+    return g_strv_contains(voices, name) ||
+           cs_fail(error, CS_ERROR_NOT_FOUND, "there is no voice \"%s\"; this model has Ann, Ben",
+                   name);
+}
+
+uint32_t cs_pipeline_audio_rate(const cs_pipeline *pipeline)
+{
+    return 24000;
+}
+
+void cs_pipeline_voice_defaults(const cs_pipeline *pipeline, cs_voice *voice)
+{
+    *voice = (cs_voice){.name = "Ann", .temperature = 1, .repetition_penalty = 1};
+}
+
+cs_media_pool *cs_pipeline_audio_pool(const cs_pipeline *pipeline)
+{
+    return NULL; /* so only wav and pcm16 */
 }
 
 bool cs_pipeline_tokenize(const cs_pipeline *pipeline, const char *text, size_t text_bytes,
@@ -182,14 +224,34 @@ static void say(cs_pipeline_request *r, uint32_t choice, const char *text)
     g_free(top);
 }
 
+/* Waits for credit; false when the request was cancelled. */
+static bool sing(cs_pipeline_request *r)
+{
+    float samples[FAKE_PIPELINE_TOKEN_SAMPLES];
+    for (int i = 0; i < FAKE_PIPELINE_TOKEN_SAMPLES; i++)
+        samples[i] = (float)(i % 100) / 100;
+    g_mutex_lock(&r->pipeline->lock);
+    while (!r->cancelled && r->credit < FAKE_PIPELINE_TOKEN_SAMPLES)
+        g_cond_wait(&r->pipeline->changed, &r->pipeline->lock);
+    r->credit -= r->credit == UINT64_MAX ? 0 : FAKE_PIPELINE_TOKEN_SAMPLES;
+    r->pipeline->n_samples += FAKE_PIPELINE_TOKEN_SAMPLES;
+    bool goes_on = !r->cancelled;
+    g_mutex_unlock(&r->pipeline->lock);
+    if (goes_on)
+        r->sink.on_audio(r->user, FAKE_PIPELINE_TOKEN_SAMPLES, samples);
+    return goes_on;
+}
+
 static bool answer(cs_pipeline_request *r)
 {
     for (uint32_t i = 0; i < r->n_tokens; i++) {
         if (!wait_ms(r, r->delay_ms))
             return false;
         g_autofree char *text = i == 0 ? g_strdup(r->opening) : g_strdup_printf(" %u", i);
-        for (uint32_t c = 0; c < r->n_choices; c++)
+        for (uint32_t c = 0; c < r->n_choices && !r->aloud; c++)
             say(r, c, text);
+        if (r->speaks && !sing(r))
+            return false;
     }
     for (uint32_t c = 0; c < r->n_choices; c++)
         r->sink.on_finish(r->user, c, CS_FINISH_STOP);
@@ -218,7 +280,8 @@ static gpointer request_main(gpointer user)
     g_autoptr(GError) error = NULL;
     run(r, &error);
     cs_usage usage = {.prompt_tokens = (uint32_t)strlen(r->prompt),
-                      .completion_tokens = r->n_tokens * r->n_choices};
+                      .completion_tokens = r->aloud ? 0 : r->n_tokens * r->n_choices,
+                      .speech_tokens = r->speaks ? 5 * r->n_tokens : 0};
     r->sink.on_done(r->user, &usage, error);
     bool cancelled = g_error_matches(error, CS_ERROR, CS_ERROR_CANCELLED);
     request_unref(r);
@@ -240,6 +303,8 @@ static uint32_t word_number(const char *prompt, const char *word, uint32_t fallb
 
 static char *flatten(const cs_request *request)
 {
+    if (request->aloud)
+        return g_strdup(request->aloud);
     if (request->prompt)
         return g_strdup(request->prompt);
     if (request->prompt_ids)
@@ -269,6 +334,9 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *pipeline, const cs_request 
     r->n_tokens = word_number(r->prompt, "tokens=", 5);
     r->delay_ms = word_number(r->prompt, "delay=", 0);
     r->n_choices = request->n_choices;
+    r->speaks = request->voice.name != NULL;
+    r->aloud = request->aloud != NULL;
+    r->credit = request->voice.credit_samples ? request->voice.credit_samples : UINT64_MAX;
     r->n_logprobs = request->sampling.n_logprobs;
     GString *opening = g_string_new("h\xc3\xa9llo");
     for (uint32_t i = 0; i < request->n_media; i++)
@@ -283,6 +351,14 @@ void cs_pipeline_cancel(cs_pipeline_request *r)
 {
     g_mutex_lock(&r->pipeline->lock);
     r->cancelled = true;
+    g_cond_broadcast(&r->pipeline->changed);
+    g_mutex_unlock(&r->pipeline->lock);
+}
+
+void cs_pipeline_audio_allow(cs_pipeline_request *r, uint64_t n_samples)
+{
+    g_mutex_lock(&r->pipeline->lock);
+    r->credit += n_samples;
     g_cond_broadcast(&r->pipeline->changed);
     g_mutex_unlock(&r->pipeline->lock);
 }

@@ -9,10 +9,15 @@
 
 #include "runtime/pipeline.h"
 
+/* Of speech with each token; the voices are Ann and Ben. */
+#define FAKE_PIPELINE_TOKEN_SAMPLES 2400
+
 cs_pipeline *fake_pipeline_new(void);
 /* Requests submitted and not yet done, handles not yet released. */
 uint32_t fake_pipeline_live(cs_pipeline *pipeline);
 uint32_t fake_pipeline_handles(cs_pipeline *pipeline);
+/* Of speech, handed out. */
+uint64_t fake_pipeline_samples(cs_pipeline *pipeline);
 /* Further submissions fail with CS_ERROR_BUSY, or no longer. */
 void fake_pipeline_set_busy(cs_pipeline *pipeline, bool busy);
 

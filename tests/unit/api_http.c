@@ -408,6 +408,151 @@ static void test_random_disconnects(void)
     tear_down(&f);
 }
 
+/* ---- speech ---- */
+
+#define SPEECH_PATH "/v1/audio/speech"
+#define TOKEN_BYTES (FAKE_PIPELINE_TOKEN_SAMPLES * 2)
+
+/* What the data of all events that have it decode to, one after another. */
+static GByteArray *decode_events(const char *text, const char *member)
+{
+    GByteArray *all = g_byte_array_new();
+    g_autofree char *opening = g_strdup_printf("\"%s\":\"", member);
+    for (const char *at = text; (at = strstr(at, opening)); at++) {
+        at += strlen(opening);
+        g_autofree char *base64 = g_strndup(at, strcspn(at, "\""));
+        gsize n;
+        g_autofree guchar *bytes = g_base64_decode(base64, &n);
+        g_byte_array_append(all, bytes, (guint)n);
+    }
+    return all;
+}
+
+static void test_speech(void)
+{
+    fixture f;
+    set_up(&f, &(cs_api_options){0});
+    g_autofree char *whole = post(
+        &f, SPEECH_PATH, "{\"input\":\"tokens=7\",\"response_format\":\"wav\",\"voice\":\"Ben\"}");
+    g_autofree char *length = g_strdup_printf("Content-Length: %d\r\n", 44 + 7 * TOKEN_BYTES);
+    assert_has(whole, "HTTP/1.1 200");
+    assert_has(whole, "Content-Type: audio/wav");
+    assert_has(whole, length);
+
+    g_autofree char *events =
+        post(&f, SPEECH_PATH,
+             "{\"input\":\"tokens=7\",\"response_format\":\"pcm\",\"stream_format\":\"sse\"}");
+    assert_has(events, "text/event-stream");
+    assert_has(events, "\"speech.audio.done\",\"usage\":{\"input_tokens\":8,\"output_tokens\":35");
+    g_autoptr(GByteArray) bytes = decode_events(events, "audio");
+    g_assert_cmpuint(bytes->len, ==, 7 * TOKEN_BYTES);
+
+    g_autofree char *spoken = chat(&f, "tokens=3", ",\"modalities\":[\"audio\",\"text\"]");
+    g_autoptr(GByteArray) wav = decode_events(spoken, "data");
+    g_assert_cmpuint(wav->len, ==, 44 + 3 * TOKEN_BYTES);
+    assert_has(spoken, "\"content\":null");
+    assert_has(spoken, "\"transcript\":\"h\xc3\xa9llo 1 2\"");
+    assert_has(spoken, "\"completion_tokens\":18");
+    assert_has(spoken, "{\"text_tokens\":3,\"audio_tokens\":15}");
+
+    g_autofree char *streamed = chat(
+        &f, "tokens=3 delay=20",
+        ",\"stream\":true,\"modalities\":[\"text\",\"audio\"],\"audio\":{\"format\":\"pcm16\"}");
+    g_autoptr(GByteArray) pcm = decode_events(streamed, "data");
+    g_assert_cmpuint(pcm->len, ==, 3 * TOKEN_BYTES);
+    g_assert_true(strstr(streamed, "\"transcript\"") < strstr(streamed, "\"data\":"));
+    g_assert_true(strstr(streamed, "\"expires_at\"") <
+                  strstr(streamed, "\"finish_reason\":\"stop\""));
+    assert_has(streamed, "data: [DONE]");
+    tear_down(&f);
+}
+
+/* The voice and format that are not there, by name; text that asks for sound. */
+static void test_speech_refusals(void)
+{
+    fixture f;
+    set_up(&f, &(cs_api_options){0});
+    static const struct {
+        const char *body, *param, *part;
+    } cases[] = {
+        {"{\"input\":\"x\",\"voice\":\"Eve\"}", "voice",
+         "no voice \\\"Eve\\\"; this model has Ann, Ben"},
+        {"{\"input\":\"x\",\"response_format\":\"aac\"}", "response_format",
+         "expected wav, mp3, flac, opus or pcm16"},
+        {"{\"input\":\"  \"}", "input", "expected a text to be read aloud"},
+        {"{\"voice\":\"Ann\"}", "input", "expected a text to be read aloud"},
+        {"{\"input\":\"x\",\"speed\":2}", "speed", "its own speed"},
+        {"{\"input\":\"x\",\"stream_format\":\"tape\"}", "stream_format", "audio or sse"},
+        {"{\"input\":\"x\",\"temperature\":1}", "temperature", "no such parameter"},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autofree char *answer = post(&f, SPEECH_PATH, cases[i].body);
+        g_autofree char *param = g_strdup_printf("\"param\": \"%s\"", cases[i].param);
+        g_autofree char *compact = g_strdup_printf("\"param\":\"%s\"", cases[i].param);
+        assert_has(answer, "HTTP/1.1 400");
+        assert_has(answer, cases[i].part);
+        g_assert_true(strstr(answer, param) || strstr(answer, compact));
+    }
+    g_autofree char *voice =
+        chat(&f, "x", ",\"modalities\":[\"text\",\"audio\"],\"audio\":{\"voice\":\"Eve\"}");
+    assert_has(voice, "audio.voice: there is no voice");
+    tear_down(&f);
+}
+
+/* What breaks before the first sound has a status; what breaks later is no complete response. */
+static void test_speech_faults(void)
+{
+    fixture f;
+    set_up(&f, &(cs_api_options){0});
+    g_autofree char *early = post(&f, SPEECH_PATH, "{\"input\":\"fail\",\"stream\":true}");
+    assert_has(early, "HTTP/1.1 400");
+    g_autofree char *whole =
+        post(&f, SPEECH_PATH, "{\"input\":\"tokens=3 break\",\"response_format\":\"wav\"}");
+    assert_has(whole, "HTTP/1.1 503");
+    int fd = dial(&f);
+    g_autofree char *request = post_text(
+        SPEECH_PATH,
+        "{\"input\":\"tokens=3 delay=50 break\",\"response_format\":\"pcm\",\"stream\":true}");
+    send_text(fd, request);
+    g_autoptr(GString) raw = read_bytes(fd);
+    assert_has(raw->str, "HTTP/1.1 200");
+    g_assert_false(raw->len >= 5 && memcmp(raw->str + raw->len - 5, "0\r\n\r\n", 5) == 0);
+    g_autofree char *events = post(&f, SPEECH_PATH,
+                                   "{\"input\":\"tokens=3 delay=50 break\",\"response_format\":"
+                                   "\"pcm\",\"stream_format\":\"sse\"}");
+    assert_has(events, "the executor died");
+    g_assert_null(strstr(events, "speech.audio.done"));
+    wait_until_idle(&f);
+    tear_down(&f);
+}
+
+/* A client that does not read holds back its speech, and gets all of it when it does. */
+static void test_speech_slow_reader(void)
+{
+    /* 30 s that wait, as much that is being sent, and what the kernel holds: up to 4 MiB. */
+    enum { N_TOKENS = 4000, MOST_AHEAD_S = 150 };
+    fixture f;
+    set_up(&f, &(cs_api_options){0});
+    int fd = dial_with_buffer(&f, 4096);
+    g_autofree char *body = g_strdup_printf(
+        "{\"input\":\"tokens=%d\",\"response_format\":\"pcm\",\"stream_format\":\"sse\"}",
+        N_TOKENS);
+    g_autofree char *request = post_text(SPEECH_PATH, body);
+    send_text(fd, request);
+    uint64_t before = 0, now = fake_pipeline_samples(f.pipeline);
+    do { /* until it rests */
+        before = now;
+        g_usleep(SECOND / 4);
+        now = fake_pipeline_samples(f.pipeline);
+    } while (now != before || now == 0);
+    g_assert_cmpuint(now, <, (uint64_t)MOST_AHEAD_S * 24000);
+    g_autofree char *events = dechunk(read_all(fd));
+    g_autoptr(GByteArray) bytes = decode_events(events, "audio");
+    g_assert_cmpuint(bytes->len, ==, N_TOKENS * TOKEN_BYTES);
+    wait_until_idle(&f);
+    tear_down(&f);
+}
+
 static gpointer drain_main(gpointer api)
 {
     cs_api_drain(api, SECOND);
@@ -456,6 +601,10 @@ int main(int argc, char **argv)
     g_test_add_func("/api/http/slow_reader", test_slow_reader);
     g_test_add_func("/api/http/keep_alive", test_keep_alive);
     g_test_add_func("/api/http/random_disconnects", test_random_disconnects);
+    g_test_add_func("/api/http/speech", test_speech);
+    g_test_add_func("/api/http/speech_refusals", test_speech_refusals);
+    g_test_add_func("/api/http/speech_faults", test_speech_faults);
+    g_test_add_func("/api/http/speech_slow_reader", test_speech_slow_reader);
     g_test_add_func("/api/http/drain", test_drain);
     return g_test_run();
 }

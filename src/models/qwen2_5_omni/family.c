@@ -119,6 +119,8 @@ static void load_speech(cs_model *model, cs_loader *loader, cs_compute *compute)
                                  .n_codes = (int32_t)config->dit.n_codes + 1,
                                  .text_end = talker->text_end,
                                  .text_pad = talker->text_pad,
+                                 .reader_system = CS_TALKER_SYSTEM,
+                                 .reader_request = CS_TALKER_READ_ALOUD,
                                  .voice = CS_TALKER_VOICE,
                                  .temperature = CS_TALKER_TEMPERATURE,
                                  .top_p = CS_TALKER_TOP_P,

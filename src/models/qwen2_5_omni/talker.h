@@ -26,6 +26,11 @@ cs_llm *cs_qwen2_5_omni_talker_load(cs_loader *loader, cs_compute *compute,
 
 /* Defaults of the published model's speech. */
 #define CS_TALKER_VOICE "Chelsie"
+/* The model was taught to speak under this system prompt. */
+#define CS_TALKER_SYSTEM                                                                           \
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of "         \
+    "perceiving auditory and visual inputs, as well as generating text and speech."
+#define CS_TALKER_READ_ALOUD "Read this text aloud, word for word:\n\n"
 #define CS_TALKER_TEMPERATURE 0.9f
 #define CS_TALKER_TOP_K 40
 #define CS_TALKER_TOP_P 0.8f
