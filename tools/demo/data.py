@@ -10,7 +10,7 @@ import multiprocessing
 import pathlib
 import pickle
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ GRID_INDEX = {grid: k for k, grid in enumerate(network.GRIDS)}
 CLIP_GRID_INDEX = {grid: k for k, grid in enumerate(network.CLIP_GRIDS)}
 CLIP_FRAMES = 4  # two seconds, sampled twice a second
 CHUNK = 2 * network.CONFIG["a_window"]
+# What the second stage asks more often: what must be found by its shape, and compared.
+HARD_QUESTIONS = {"color": 8, "shape": 1, "size": 3, "place": 6, "at": 3, "count": 3, "exists": 2, "relation": 8,
+                  "absent": 3}
 # Labels of the vision encoder's auxiliary loss.
 NO_COLOR, NO_SHAPE = len(grammar.COLORS), len(grammar.SHAPES)
 
@@ -257,15 +260,33 @@ class Writer:
         talk.plain([self.special["<|audio_eos|>"]])
 
 
+def mirrored(patches: np.ndarray, grid: int, *labels: np.ndarray) -> list[np.ndarray]:
+    """Patches and labels of a picture with left and right exchanged; padding stays at the end."""
+    rows, columns = network.GRIDS[grid]
+    outer, size = (rows // 2, columns // 2), pictures.PATCH
+    turned = []
+    for part, shape, axes in zip((patches, *labels), ((2, 2, 3, size, size), (2, 2), (-1,)), ((1, 3, 6), (1, 3), (1,))):
+        used = rows * columns * len(part) // pictures.MAX_PATCHES
+        part = part.copy()
+        part[:used] = np.flip(part[:used].reshape(*outer, *shape), axes).reshape(part[:used].shape)
+        turned.append(part)
+    return turned
+
+
 class Talks:
-    """An endless supply of conversations."""
+    """An endless supply of conversations.
+
+    hard: those of the second stage, with more spoken and more hard questions, and with mirrored pictures.
+    """
 
     SYSTEMS = (grammar.SYSTEM,) * 18 + (tokens.LONG_SYSTEM, "You are a helpful assistant. Answer briefly.")
     SILENT = {"typed": 70, "pair": 18, "small": 9, "blind": 3}
     SHARES = {"typed": 30, "spoken": 26, "heard": 24, "pair": 9, "small": 6, "blind": 2}
+    HARD_SHARES = {"typed": 16, "spoken": 44, "heard": 22, "pair": 8, "small": 5, "blind": 3}
 
-    def __init__(self, folder, tokenizer, seed, most: int):
-        self.rng, self.writer, self._most = random.Random(seed), Writer(tokenizer), most
+    def __init__(self, folder, tokenizer, seed, most: int, hard: bool = False):
+        self.rng, self.writer, self._most, self._hard = random.Random(seed), Writer(tokenizer), most, hard
+        self._weights = HARD_QUESTIONS if hard else grammar.QUESTION_WEIGHTS
         self.scenes, self.pairs, self.clips, self.questions, self.sentences = (Pool(folder, n) for n in POOLS)
         self._by_text: dict[str, list[int]] = {}
         for k, (text, _) in enumerate(self.questions.facts):
@@ -276,7 +297,7 @@ class Talks:
         """A conversation of a kind, of any kind (None), or of any kind without sounds ("silent")."""
         self._silent = kind == "silent"
         if kind is None or self._silent:
-            shares = self.SILENT if self._silent else self.SHARES
+            shares = self.SILENT if self._silent else self.HARD_SHARES if self._hard else self.SHARES
             kind = self.rng.choices(list(shares), list(shares.values()))[0]
         talk = self.writer.start(self.rng.choice(self.SYSTEMS))
         return getattr(self, "_" + kind)(talk)
@@ -292,7 +313,13 @@ class Talks:
     def _scene(self):
         index = self.rng.randrange(len(self.scenes))
         parts, (grid, scene, under, held) = self.scenes.item(index)
-        return ("picture", (parts[0], grid, (under, held))), scene
+        patches = parts[0]
+        if self._turned():
+            (patches, under, held), scene = mirrored(patches, grid, under, held), grammar.mirrored(scene)
+        return ("picture", (patches, grid, (under, held))), scene
+
+    def _turned(self):
+        return self._hard and self.rng.random() < 0.5
 
     def _shuffled(self, *parts):
         """Media mostly before the text, as clients send them."""
@@ -306,7 +333,7 @@ class Talks:
     def _turns(self, talk, scene, room, spoken_share):
         """Further questions about the same picture while they fit."""
         while len(talk.ids) < room:
-            kind, asked, answer = grammar.question(self.rng, scene)
+            kind, asked, answer = grammar.question(self.rng, scene, self._weights)
             sound = self._spoken_of(asked) if self.rng.random() < spoken_share else None
             size = 16 + (network.audio_tokens(sound[1][0].shape[0]) if sound else len(self.writer.ids(asked)))
             if len(talk.ids) + size > self._most:
@@ -320,7 +347,7 @@ class Talks:
         if self.rng.random() < 0.5:
             kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.describe(scene)
         else:
-            kind, asked, answer = grammar.question(self.rng, scene)
+            kind, asked, answer = grammar.question(self.rng, scene, self._weights)
         self.writer.user(talk, self._shuffled(picture, ("text", asked)))
         self.writer.assistant(talk, "typed " + kind, answer)
         return self._turns(talk, scene, self._room(), 0.0)
@@ -331,7 +358,7 @@ class Talks:
             if self.rng.random() < 0.12:
                 kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.describe(scene)
             else:
-                kind, asked, answer = grammar.question(self.rng, scene)
+                kind, asked, answer = grammar.question(self.rng, scene, self._weights)
             sound = self._spoken_of(asked)
             if sound:
                 break
@@ -348,10 +375,16 @@ class Talks:
         return talk
 
     def _pair(self, talk):
-        parts, (grids, first, second, says) = self.pairs.item(self.rng.randrange(len(self.pairs)))
+        parts, (grids, first, second, _) = self.pairs.item(self.rng.randrange(len(self.pairs)))
         asked = self.rng.choice(grammar.DIFFER)
         sound = self._spoken_of(asked) if self.rng.random() < 0.3 else None
         looks = [("picture", (parts[k], grids[k], None)) for k in range(2)]
+        if self._turned():
+            looks = [("picture", (*mirrored(parts[k], grids[k]), grids[k], None)) for k in range(2)]
+            first, second = grammar.mirrored(first), grammar.mirrored(second)
+        if self._turned():
+            looks, first, second = looks[::-1], second, first
+        says = grammar.difference(first, second)
         self.writer.user(talk, looks + [sound or ("text", asked)])
         self.writer.assistant(talk, "pair", says)
         return talk
@@ -360,7 +393,8 @@ class Talks:
         cuts = []
         while not cuts or cuts[0][1:] not in CLIP_GRID_INDEX:  # a rounded side may lead to a neighbouring grid
             pixels, (size, clip) = self.clips.item(self.rng.randrange(len(self.clips)))
-            cuts = [pictures.patches(Image.fromarray(frame), clip=True) for frame in pixels.reshape(-1, *size)]
+            frames, clip = self._varied(pixels.reshape(-1, *size), clip)
+            cuts = [pictures.patches(Image.fromarray(frame), clip=True) for frame in frames]
         frames = [_pad(cut, pictures.MAX_CLIP_PATCHES) for cut, _, _ in cuts]
         _, asked, answer = grammar.clip_question(self.rng, clip)
         sound = self._spoken_of(asked) if self.rng.random() < 0.3 else None
@@ -372,6 +406,16 @@ class Talks:
             self.writer.user(talk, [("text", asked)])
             self.writer.assistant(talk, "clip", answer)
         return talk
+
+    def _varied(self, frames, clip):
+        """A clip as it is, mirrored, or backwards."""
+        way = clip.direction
+        if self._turned():
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
+            way = 1 - way if way in (0, 1) else way
+        if self._turned():
+            frames, way = frames[::-1], way ^ 1 if way >= 0 else way
+        return frames, replace(clip, direction=way)
 
     def _small(self, talk):
         while True:
@@ -465,6 +509,7 @@ class Packer:
         b = {"index": np.zeros((s.rows, s.length), np.int64), "position": np.zeros((s.rows, s.length, 3), np.int64),
              "segment": np.full((s.rows, s.length), -1, np.int64), "wanted": np.zeros(s.wanted, np.int64),
              "label": np.full(s.wanted, -100, np.int64), "answer": np.full(s.wanted, -1, np.int64),
+             "weight": np.zeros(s.wanted, np.float32),
              "pixels": np.zeros((s.stills + 2 * s.moving, s.patches, pictures.PATCH_VALUES), np.uint8),
              "grid": np.zeros(s.stills + s.moving, np.int64),
              "under": np.full((s.stills, s.patches), -100, np.int64),
@@ -508,8 +553,10 @@ class Packer:
                 end = at + len(talk.ids)
                 b["index"][r, at:end] = [t if t >= 0 else media[-1 - t] for t in talk.ids]
                 b["position"][r, at:end], b["segment"][r, at:end] = talk.position, number
+                sizes = np.bincount([answer for *_, answer in talk.wanted])
                 for where, token, answer in talk.wanted:
                     b["wanted"][place], b["label"][place] = r * s.length + at + where, token
+                    b["weight"][place] = sizes[answer] ** -0.5
                     b["answer"][place] = len(kinds) + answer
                     place += 1
                 kinds += talk.answers
@@ -519,15 +566,15 @@ class Packer:
 
 
 class Batches(torch.utils.data.IterableDataset):
-    def __init__(self, folder, tokenizer_file, seed, shape: Shape, alphabet: str):
-        self._arguments = folder, tokenizer_file, seed, shape, alphabet
+    def __init__(self, folder, tokenizer_file, seed, shape: Shape, alphabet: str, hard: bool = False):
+        self._arguments = folder, tokenizer_file, seed, shape, alphabet, hard
 
     def __iter__(self):
         from tokenizers import Tokenizer
-        folder, file, seed, shape, alphabet = self._arguments
+        folder, file, seed, shape, alphabet, hard = self._arguments
         worker = torch.utils.data.get_worker_info()
         seed = f"{seed} {worker.id if worker else 0} {shape.kind}"
-        talks = Talks(folder, Tokenizer.from_file(file), seed, most=shape.length - 10)
+        talks = Talks(folder, Tokenizer.from_file(file), seed, most=shape.length - 10, hard=hard)
         packer = Packer(talks, shape, alphabet)
         while True:
             yield packer.batch()

@@ -97,32 +97,53 @@ def describe_clip(clip: Clip) -> str:
     return sentence(f"{clip.thing.phrase} moves {DIRECTIONS[clip.direction]}")
 
 
+def mirrored(scene: Scene) -> Scene:
+    """The scene with left and right exchanged."""
+    return _scene(replace(thing, cell=thing.cell + 2 - 2 * (thing.cell % 3)) for thing in scene.things)
+
+
 def change(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
     """Return a second scene that differs in one way (or not at all) and the sentence that says how."""
+    second = _changed(rng, scene)
+    return second, difference(scene, second)
+
+
+def difference(first: Scene, second: Scene) -> str:
+    """The sentence that says how the second scene differs from the first; of one thing at most, in one way."""
+    gone, new = (next((t for t in a.things if t not in b.things), None) for a, b in ((first, second), (second, first)))
+    if not gone:
+        return sentence(f"{new.phrase} appears {CELLS[new.cell]}") if new else "Nothing changes."
+    name = f"the {gone.color} {gone.shape}"
+    if not new:
+        return sentence(f"the {gone.size} {gone.color} {gone.shape} disappears")
+    if new.cell != gone.cell:
+        return sentence(f"{name} moves from {_spot(gone)} to {_spot(new)}")
+    if new.size != gone.size:
+        return sentence(f"{name} becomes {new.size}")
+    return sentence(f"{name} becomes a {new.shape}" if new.shape != gone.shape else f"{name} becomes {new.color}")
+
+
+def _changed(rng: random.Random, scene: Scene) -> Scene:
     index = rng.randrange(len(scene.things))
     thing = scene.things[index]
     rest = scene.things[:index] + scene.things[index + 1:]
     free = [cell for cell in range(9) if cell not in {t.cell for t in scene.things}]
     kind = rng.choice(("color", "shape", "size", "cell", "more", "fewer", "same"))
-    name = f"{thing.color} {thing.shape}"
     if kind == "same":
-        return scene, "Nothing changes."
+        return scene
     if kind == "more" and len(scene.things) < 4:
-        new = random_thing(rng, rng.choice(free))
-        return _scene(scene.things + (new,)), sentence(f"{new.phrase} appears {CELLS[new.cell]}")
+        return _scene(scene.things + (random_thing(rng, rng.choice(free)),))
     if kind == "fewer" and rest:
-        return _scene(rest), sentence(f"the {thing.size} {name} disappears")
+        return _scene(rest)
     if kind == "cell":
         new = replace(thing, cell=rng.choice(free))
-        return _scene(rest + (new,)), sentence(f"the {name} moves from {_spot(thing)} to {_spot(new)}")
-    if kind == "size":
+    elif kind == "size":
         new = replace(thing, size=SIZES[1 - SIZES.index(thing.size)])
-        return _scene(rest + (new,)), sentence(f"the {name} becomes {new.size}")
-    if kind == "shape":
+    elif kind == "shape":
         new = replace(thing, shape=rng.choice([s for s in SHAPES if s != thing.shape]))
-        return _scene(rest + (new,)), sentence(f"the {name} becomes a {new.shape}")
-    new = replace(thing, color=rng.choice([c for c in COLORS if c != thing.color]))
-    return _scene(rest + (new,)), sentence(f"the {name} becomes {new.color}")
+    else:
+        new = replace(thing, color=rng.choice([c for c in COLORS if c != thing.color]))
+    return _scene(rest + (new,))
 
 
 def _scene(things) -> Scene:
@@ -254,14 +275,13 @@ QUESTION_WEIGHTS = {"color": 8, "shape": 2, "size": 3, "place": 5, "at": 4, "cou
                     "absent": 2}
 
 
-def question(rng: random.Random, scene: Scene, kind: str | None = None) -> tuple[str, str, str]:
+def question(rng: random.Random, scene: Scene, weights: dict[str, int] = QUESTION_WEIGHTS) -> tuple[str, str, str]:
     """Draw a question about a scene: (kind, question, answer). A kind the scene cannot be asked gives another."""
     while True:
-        chosen = kind or rng.choices(list(QUESTION_WEIGHTS), list(QUESTION_WEIGHTS.values()))[0]
+        chosen = rng.choices(list(weights), list(weights.values()))[0]
         asked = QUESTIONS[chosen](rng, scene)
         if asked:
             return chosen, *asked
-        kind = None if kind and rng.random() < 0.2 else kind
 
 
 def clip_question(rng: random.Random, clip: Clip) -> tuple[str, str, str]:

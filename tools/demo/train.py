@@ -1,10 +1,12 @@
 """Trains the demo model's understanding on two CPU cores: encoders with dense auxiliary losses first, then everything.
 
-    python train.py WORK --steps 8000 --seed 7
+    python train.py WORK --steps 6000 --hard-steps 3600 --seed 7
 
 WORK holds the pools (built when missing), checkpoint.pt (written every few minutes; a later run goes on from it) and
-log.jsonl. The learning rate is level and falls to zero over the last 30 % of --steps. A file WORK/steps with a number
-overrides --steps while the training runs: on a machine that is shared, nobody knows beforehand how fast it goes.
+log.jsonl. In the first stage (--steps) the learning rate is level and falls to zero over the last 30 %. The second
+(--hard-steps) asks what the first leaves unlearnt, and its rate falls to zero from its first step on. A file WORK/steps
+with a number overrides the last step while the training runs: on a machine that is shared, nobody knows beforehand how
+fast it goes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ AUXILIARY = 0.3  # weight of the auxiliary losses beside the answers' loss
 ENCODERS = 0.08  # share of the steps that trains the encoders alone
 CLIP_EVERY = 13  # steps
 MIXED_EVERY = 3  # steps; the others are silent
-FALL = 0.3  # share of the steps over which the learning rate falls
+FALL = 0.3  # share of the first stage's steps over which the learning rate falls
+HARD_RATE = 0.6  # of the first stage's rate: where the second stage's begins
+HARD_CLIP_EVERY, HARD_MIXED_EVERY = 9, 2
 
 
 class Muon:
@@ -157,12 +161,18 @@ class Trainer:
         return self._of(b["shape"])[2]({k: v for k, v in self.weights.items() if ".model." in k or "lm_head" in k}, source,
                           b["index"], *tables, b["wanted"])
 
-    def losses(self, b, with_text: bool):
+    def losses(self, b, with_text: bool, hard: bool):
+        """hard: an answer counts by the root of its length, so that descriptions do not drown short answers."""
         seen, merged, heard = self.encode(b, True)
         found = self.auxiliary(b, seen, merged, heard)
         if with_text:
             name = "clip" if b["shape"].kind == "clip" else "answer"
-            found[name] = F.cross_entropy(self.logits(b, merged, heard), b["label"])
+            logits = self.logits(b, merged, heard)
+            if hard:
+                weight = b["weight"]
+                found[name] = (F.cross_entropy(logits, b["label"], reduction="none") * weight).sum() / weight.sum()
+            else:
+                found[name] = F.cross_entropy(logits, b["label"])
         return found
 
     @torch.no_grad()
@@ -193,9 +203,13 @@ def summary(exact: dict[str, tuple[int, int]]) -> dict[str, float]:
     return {name: round(100 * right / total, 1) for name, (right, total) in joined.items()}
 
 
-def rate_at(step: int, steps: int, top: float) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return top * warm * min(1.0, max(0.0, (steps - step) / (FALL * steps)))
+def rate_at(step: int, first_stage: int, steps: int, top: float) -> float:
+    """The learning rate: of the first stage, then of the second, which ends at steps."""
+    if step < first_stage:
+        warm = min(1.0, (step + 1) / 100)
+        return top * warm * min(1.0, max(0.0, (first_stage - step) / (FALL * first_stage)))
+    warm = min(1.0, (step - first_stage + 1) / 50)
+    return HARD_RATE * top * warm * max(0.0, (steps - step) / (steps - first_stage))
 
 
 def prepare(work: pathlib.Path, seed: int, scale: float) -> None:
@@ -211,7 +225,8 @@ def prepare(work: pathlib.Path, seed: int, scale: float) -> None:
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000, help="of the first stage")
+    parser.add_argument("--hard-steps", type=int, default=3600, help="of the second stage")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the pools")
     parser.add_argument("--rate", type=float, default=3e-3)
@@ -219,15 +234,15 @@ def parse():
     return parser.parse_args()
 
 
-def supply(options, trainer, folder, seed, shape):
-    return data.Batches(options.work / folder, trainer.tokenizer_file, seed, shape, trainer.alphabet)
+def supply(options, trainer, folder, seed, shape, hard=False):
+    return data.Batches(options.work / folder, trainer.tokenizer_file, seed, shape, trainer.alphabet, hard)
 
 
 def batches(options, trainer, first):
-    """An endless supply of training batches for each shape, made by one process each."""
+    """An endless supply of a stage's training batches for each shape, made by one process each."""
     return {shape: iter(torch.utils.data.DataLoader(
-        supply(options, trainer, "pools", options.seed + first, shape), batch_size=None, num_workers=1,
-        prefetch_factor=4)) for shape in (data.Shape(), data.SILENT, data.CLIPS)}
+        supply(options, trainer, "pools", options.seed + first, shape, first >= options.steps), batch_size=None,
+        num_workers=1, prefetch_factor=4)) for shape in (data.Shape(), data.SILENT, data.CLIPS)}
 
 
 def main() -> None:
@@ -255,13 +270,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))  # saves before it ends
     step, steps = first, planned(options)
     while step < steps and not stopped:
-        alone = step < ENCODERS * steps
-        b = next(train_on[_shape_at(step, alone)])
-        found = trainer.losses(b, not alone)
+        alone, hard = step < ENCODERS * options.steps, step >= options.steps
+        if step == options.steps > first:
+            train_on = batches(options, trainer, step)
+        b = next(train_on[_shape_at(step, alone, hard)])
+        found = trainer.losses(b, not alone, hard)
         weight = 1.0 if alone else AUXILIARY
         sum(value * (1.0 if name in ("answer", "clip") else weight) for name, value in found.items()).backward()
         torch.nn.utils.clip_grad_norm_(list(trainer.weights.values()), 5.0)
-        optimizer.step(rate_at(step, steps, options.rate))
+        optimizer.step(rate_at(step, options.steps, steps, options.rate))
         with torch.no_grad():
             keep = min(0.998, (step + 1) / (step + 20))
             torch._foreach_lerp_(list(average.values()), list(trainer.weights.values()), 1 - keep)
@@ -283,15 +300,16 @@ def main() -> None:
             saved_at = time.time()
 
 
-def _shape_at(step: int, alone: bool) -> data.Shape:
-    if not alone and step % CLIP_EVERY == 0:
+def _shape_at(step: int, alone: bool, hard: bool) -> data.Shape:
+    clip_every, mixed_every = (HARD_CLIP_EVERY, HARD_MIXED_EVERY) if hard else (CLIP_EVERY, MIXED_EVERY)
+    if not alone and step % clip_every == 0:
         return data.CLIPS
-    return data.Shape() if alone or step % MIXED_EVERY == 0 else data.SILENT
+    return data.Shape() if alone or step % mixed_every == 0 else data.SILENT
 
 
 def planned(options) -> int:
     override = options.work / "steps"
-    return int(override.read_text()) if override.exists() else options.steps
+    return int(override.read_text()) if override.exists() else options.steps + options.hard_steps
 
 
 def test(trainer, average, tests, log, step) -> None:
