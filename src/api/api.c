@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 
 #define N_FETCHERS 8
-#define MAX_TOKENIZE_BYTES (16u << 20)
 
 /* ---- small routes ---- */
 
@@ -289,9 +288,10 @@ static bool tokenize(cs_api *api, const cs_body *body, GArray *ids, cs_fault *fa
         return cs_fault_expected(fault, "prompt", "a string", prompt);
     size_t n;
     const char *text = cs_body_string(body, prompt, &n);
-    if (n > MAX_TOKENIZE_BYTES)
+    size_t max_bytes = cs_pipeline_max_text_bytes(api->pipeline);
+    if (n > max_bytes)
         return cs_fault_set(fault, CS_ERROR_TOO_LARGE, "prompt",
-                            "expected at most %u bytes, found %zu", MAX_TOKENIZE_BYTES, n);
+                            "expected at most %zu bytes, found %zu", max_bytes, n);
     return cs_pipeline_tokenize(api->pipeline, text, n, ids, &fault->error);
 }
 
@@ -339,6 +339,7 @@ static void handle_tokens(cs_api *api, cs_exchange *x, bool to_ids)
     GString *out = g_string_new(to_ids ? "" : "{\"prompt\":");
     bool ok = cs_body_parse(&body, cs_exchange_body(x), &fault.error);
     if (ok) {
+        fault.body = &body;
         ok = to_ids ? tokenize(api, &body, ids, &fault) : detokenize(api, &body, out, &fault);
         cs_body_clear(&body);
     }

@@ -143,7 +143,7 @@ static bool read_body(app_call *c, json_t *body, GError **error)
     const app_request *r = c->request;
     cs_body view = r->body;
     view.root = body;
-    cs_fault fault = {0};
+    cs_fault fault = {.body = &view};
     bool ok = cs_params_read(&c->params, &view, CS_ENDPOINT_CHAT, &fault) &&
               cs_content_read_messages(&c->content, &view, &r->app->apps->api->policy, &fault) &&
               check(c, &fault);

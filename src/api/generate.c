@@ -85,7 +85,7 @@ static void job_unref(job *j)
     for (uint32_t i = 0; i < j->n_parts; i++)
         if (j->parts[i].handle)
             cs_pipeline_release(j->parts[i].handle);
-    for (uint32_t i = 0; j->answers && i < j->n_answers; i++)
+    for (uint32_t i = 0; i < j->n_answers; i++)
         cs_answer_clear(&j->answers[i]);
     cs_sound_unref(j->sound);
     if (j->bytes)
@@ -654,6 +654,13 @@ static bool read_content(job *j, const cs_body *body, cs_fault *fault)
            check_modalities(j, fault);
 }
 
+static uint32_t n_prompts(const job *j)
+{
+    return j->content.prompts      ? j->content.prompts->len
+           : j->content.prompt_ids ? j->content.prompt_ids->len
+                                   : 1;
+}
+
 static bool read_request(job *j, const cs_body *body, cs_fault *fault)
 {
     if (!cs_params_read(&j->params, body, j->output.endpoint, fault) ||
@@ -661,14 +668,10 @@ static bool read_request(job *j, const cs_body *body, cs_fault *fault)
         (j->output.endpoint != CS_ENDPOINT_COMPLETION && !check_voice(j, fault)) ||
         !read_content(j, body, fault))
         return false;
-    j->n_parts = j->content.prompts      ? j->content.prompts->len
-                 : j->content.prompt_ids ? j->content.prompt_ids->len
-                                         : 1;
-    if (j->n_parts * (uint64_t)j->params.n > MAX_ANSWERS)
+    if (n_prompts(j) * (uint64_t)j->params.n > MAX_ANSWERS)
         return cs_fault_set(fault, CS_ERROR_TOO_LARGE, "n",
                             "%u prompts of %" G_GINT64_FORMAT " answers are over the limit of %d",
-                            j->n_parts, j->params.n, MAX_ANSWERS);
-    j->n_answers = j->n_parts * (uint32_t)j->params.n;
+                            n_prompts(j), j->params.n, MAX_ANSWERS);
     return true;
 }
 
@@ -695,14 +698,20 @@ static void job_prepare(job *j)
         j->sampling.max_tokens = 16;
     j->output.n_logprobs = j->sampling.n_logprobs;
     j->output.usage_member = j->params.include_usage;
-    j->parts = g_new0(part, j->n_parts);
+    const uint32_t n_parts = n_prompts(j);
+    part *parts = g_new0(part, n_parts);
+    j->n_answers = n_parts * (uint32_t)j->params.n;
     j->answers = g_new0(cs_answer, j->n_answers);
     j->last_token_us = g_new0(int64_t, j->n_answers);
     j->finish_told = g_new0(bool, j->n_answers);
-    for (uint32_t i = 0; i < j->n_parts; i++)
-        j->parts[i] = (part){j, i * (uint32_t)j->params.n, NULL};
+    for (uint32_t i = 0; i < n_parts; i++)
+        parts[i] = (part){j, i * (uint32_t)j->params.n, NULL};
     for (uint32_t i = 0; i < j->n_answers; i++)
         cs_answer_init(&j->answers[i], i);
+    g_mutex_lock(&j->lock); /* whoever ends all jobs may look at this one already */
+    j->parts = parts;
+    j->n_parts = n_parts;
+    g_mutex_unlock(&j->lock);
 }
 
 static job *job_new(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
@@ -727,7 +736,7 @@ static job *job_new(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
 void cs_api_generate(cs_api *api, cs_exchange *x, cs_endpoint endpoint, const cs_body *body)
 {
     job *j = job_new(api, x, endpoint);
-    cs_fault fault = {0};
+    cs_fault fault = {.body = body};
     bool ok = read_request(j, body, &fault);
     cs_exchange_release_body(x);
     if (!ok) {

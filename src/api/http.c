@@ -191,9 +191,10 @@ static void check_head(cs_http *http, cs_exchange *x)
     g_autoptr(GError) error = NULL;
     g_autoptr(GError) no_route = NULL;
     find_route(http, x, &no_route);
-    if (!check_framing(x, &error))
+    if (!check_framing(x, &error)) {
+        cs_exchange_header(x, "Connection", "close"); /* what follows may be no request */
         cs_exchange_fail(x, error, NULL, NULL);
-    else if (!check_key(http, x, &error))
+    } else if (!check_key(http, x, &error))
         cs_exchange_fail(x, error, NULL, "invalid_api_key");
     else if (g_error_matches(no_route, CS_ERROR, CS_ERROR_NOT_FOUND))
         cs_exchange_fail(x, no_route, NULL, "unknown_url");

@@ -30,13 +30,45 @@ bool cs_fault_set(cs_fault *fault, cs_error_code code, const char *param, const 
     return cs_fail(&fault->error, code, "%s%s%s", param ? param : "", param ? ": " : "", sentence);
 }
 
+#define SHOWN_BYTES 60
+
+/* A string as it came: long ones are elsewhere in the body. */
+static char *dump_string(const cs_body *body, const json_t *string)
+{
+    size_t n;
+    const char *text = cs_body_string(body, string, &n);
+    g_autofree char *shown = g_utf8_make_valid(text, (gssize)MIN(n, SHOWN_BYTES));
+    json_t *copy = json_string(shown);
+    char *dumped = json_dumps(copy, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
+    json_decref(copy);
+    return dumped;
+}
+
+/* Inside of arrays and objects long strings are "...". */
+static void hide_lifted(const cs_body *body, char *dumped)
+{
+    char *at = dumped;
+    while ((at = strstr(at, body->marker))) {
+        char *end = strchr(at, '"');
+        if (!end || end - at < 3)
+            break;
+        memcpy(at, "...", 3);
+        memmove(at + 3, end, strlen(end) + 1);
+    }
+}
+
 bool cs_fault_expected(cs_fault *fault, const char *param, const char *expected,
                        const json_t *found)
 {
-    char *dumped =
-        found ? json_dumps(found, JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
-    cs_fault_set(fault, CS_ERROR_INVALID, param, "expected %s, found %.60s%s", expected,
-                 dumped ? dumped : "nothing", dumped && strlen(dumped) > 60 ? "..." : "");
+    char *dumped = NULL;
+    if (fault->body && json_is_string(found))
+        dumped = dump_string(fault->body, found);
+    else if (found)
+        dumped = json_dumps(found, JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
+    if (fault->body && dumped)
+        hide_lifted(fault->body, dumped);
+    cs_fault_set(fault, CS_ERROR_INVALID, param, "expected %s, found %.*s%s", expected, SHOWN_BYTES,
+                 dumped ? dumped : "nothing", dumped && strlen(dumped) > SHOWN_BYTES ? "..." : "");
     free(dumped);
     return false;
 }

@@ -15,6 +15,7 @@ typedef enum {
 
 /* What is wrong with a request: the first fault found. */
 typedef struct {
+    const cs_body *body; /* borrowed, what is read: values that are shown are looked up in it */
     GError *error;
     char *param;      /* the field's path, "messages[0].role"; or NULL */
     const char *code; /* or NULL */

@@ -14,6 +14,8 @@
 /* While answers are being written, a step is kept about this long, so that a long prompt does not
  * hold them up. */
 #define MIXED_STEP_TARGET_US 100000
+/* Text has three to five bytes a token; long runs of spaces or dashes have more. */
+#define MAX_BYTES_PER_TOKEN 64
 
 /* ---- life ---- */
 
@@ -210,6 +212,12 @@ bool cs_pipeline_takes(const cs_pipeline *p, cs_modality modality)
 uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *p)
 {
     return p->max_tokens;
+}
+
+size_t cs_pipeline_max_text_bytes(const cs_pipeline *p)
+{
+    return (size_t)CLAMP((uint64_t)p->max_tokens * MAX_BYTES_PER_TOKEN, 1u << 16,
+                         CS_TOKENIZER_MAX_TEXT_BYTES);
 }
 
 uint32_t cs_pipeline_vocab_size(const cs_pipeline *p)

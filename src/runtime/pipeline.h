@@ -157,6 +157,9 @@ const char *cs_pipeline_model_id(const cs_pipeline *pipeline); /* the directory'
 bool cs_pipeline_takes(const cs_pipeline *pipeline, cs_modality modality);
 /* The longest prompt and answer together. */
 uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *pipeline);
+/* Of all strings of a request together: a prompt of more could hardly be within the context, and is
+ * refused before time is spent on it. */
+size_t cs_pipeline_max_text_bytes(const cs_pipeline *pipeline);
 uint32_t cs_pipeline_vocab_size(const cs_pipeline *pipeline);
 
 /* The voices it speaks in, NULL-terminated; NULL: it does not speak, or was not to. */

@@ -121,6 +121,33 @@ static cs_pipeline_request *request_new(cs_pipeline *p, const cs_request *reques
     return r;
 }
 
+static size_t text_bytes(const json_t *value)
+{
+    size_t n = 0, i;
+    const char *key;
+    json_t *item;
+    if (json_is_string(value))
+        return json_string_length(value);
+    json_array_foreach (value, i, item)
+        n += text_bytes(item);
+    json_object_foreach ((json_t *)value, key, item)
+        n += strlen(key) + text_bytes(item);
+    return n;
+}
+
+static bool check_text(const cs_pipeline *p, const cs_request *request, GError **error)
+{
+    size_t max_bytes = cs_pipeline_max_text_bytes(p);
+    size_t n = text_bytes(request->messages) + text_bytes(request->tools) +
+               text_bytes(request->template_arguments) +
+               (request->prompt ? strlen(request->prompt) : 0);
+    return n <= max_bytes ||
+           cs_fail(error, CS_ERROR_OVER_CONTEXT,
+                   "the prompt has %zu bytes of text; this server takes at most %zu, and prompt "
+                   "and answer of at most %u tokens together",
+                   n, max_bytes, p->max_tokens);
+}
+
 static bool request_check(const cs_pipeline *p, const cs_request *request, GError **error)
 {
     static const char *const words[CS_N_MODALITIES] = {"images", "video", "audio"};
@@ -134,6 +161,8 @@ static bool request_check(const cs_pipeline *p, const cs_request *request, GErro
     if (request->voice.name && request->n_choices != 1)
         return cs_fail(error, CS_ERROR_UNSUPPORTED, "of %u answers none can be spoken; ask for one",
                        request->n_choices);
+    if (!check_text(p, request, error))
+        return false;
     const char *voice = request->voice.name ? request->voice.name : request->aloud ? "" : NULL;
     return !voice || cs_pipeline_voice_check(p, voice, error);
 }

@@ -53,7 +53,85 @@ static bool is_late(gunichar c)
     return false;
 }
 
-static char *map(const char *text, size_t size_bytes, int options, size_t *mapped_bytes)
+/* utf8proc sorts combining marks by swapping neighbours, which is quadratic in the marks of one
+ * character; longer runs than this are sorted before. */
+#define SHORT_RUN 32
+
+typedef struct {
+    utf8proc_int32_t c;
+    uint8_t combining_class;
+} decomposed;
+
+/* Stable: marks of one class keep their order. */
+static void sort_marks(decomposed *marks, size_t n)
+{
+    size_t at[256] = {0};
+    g_autofree decomposed *sorted = g_new(decomposed, n);
+    for (size_t i = 0; i < n; i++)
+        at[marks[i].combining_class]++;
+    for (size_t class = 0, before = 0; class < G_N_ELEMENTS(at); class ++) {
+        size_t of_class = at[class];
+        at[class] = before;
+        before += of_class;
+    }
+    for (size_t i = 0; i < n; i++)
+        sorted[at[marks[i].combining_class]++] = marks[i];
+    memcpy(marks, sorted, n * sizeof *marks);
+}
+
+static GArray *decompose(const char *text, size_t size_bytes, int options)
+{
+    const char *end = text + size_bytes;
+    GArray *all = g_array_new(FALSE, FALSE, sizeof(decomposed));
+    size_t n_bytes;
+    for (; text < end; text += n_bytes) {
+        utf8proc_int32_t parts[32]; /* the longest there is has 18 */
+        int last_bound = 0;
+        utf8proc_ssize_t n =
+            utf8proc_decompose_char((utf8proc_int32_t)utf8_decode(text, &n_bytes), parts,
+                                    G_N_ELEMENTS(parts), (utf8proc_option_t)options, &last_bound);
+        for (utf8proc_ssize_t i = 0; i < n; i++) {
+            decomposed d = {parts[i], (uint8_t)utf8proc_get_property(parts[i])->combining_class};
+            g_array_append_val(all, d);
+        }
+    }
+    return all;
+}
+
+/* A text of equal normal form whose marks are in order. */
+static GString *in_order(const char *text, size_t size_bytes, int options)
+{
+    g_autoptr(GArray) all =
+        decompose(text, size_bytes, (options & ~UTF8PROC_COMPOSE) | UTF8PROC_DECOMPOSE);
+    GString *out = g_string_sized_new(size_bytes);
+    decomposed *d = (decomposed *)(void *)all->data;
+    for (guint i = 0, run; i < all->len; i += run) {
+        for (run = 0; i + run < all->len && d[i + run].combining_class != 0; run++)
+            ;
+        if (run > 1)
+            sort_marks(d + i, run);
+        run = MAX(run, 1);
+        for (guint j = i; j < i + run; j++)
+            g_string_append_unichar(out, (gunichar)d[j].c);
+    }
+    return out;
+}
+
+static bool has_long_run(const char *text, size_t size_bytes)
+{
+    const char *end = text + size_bytes;
+    size_t n_bytes, run = 0;
+    for (; text < end && run <= SHORT_RUN; text += n_bytes) {
+        gunichar c = utf8_decode(text, &n_bytes);
+        /* Halves of kana sound marks become marks only by compatibility. */
+        bool mark = c >= 0x300 && (utf8proc_get_property((utf8proc_int32_t)c)->combining_class ||
+                                   c == 0xFF9E || c == 0xFF9F);
+        run = mark ? run + 1 : 0;
+    }
+    return run > SHORT_RUN;
+}
+
+static char *map_ordered(const char *text, size_t size_bytes, int options, size_t *mapped_bytes)
 {
     utf8proc_uint8_t *mapped = NULL;
     utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)size_bytes,
@@ -63,6 +141,16 @@ static char *map(const char *text, size_t size_bytes, int options, size_t *mappe
         g_error("normalisation of %zu bytes: %s", size_bytes, utf8proc_errmsg(n));
     *mapped_bytes = (size_t)n;
     return (char *)mapped;
+}
+
+static char *map(const char *text, size_t size_bytes, int options, size_t *mapped_bytes)
+{
+    if (!has_long_run(text, size_bytes))
+        return map_ordered(text, size_bytes, options, mapped_bytes);
+    GString *ordered = in_order(text, size_bytes, options);
+    char *mapped = map_ordered(ordered->str, ordered->len, options, mapped_bytes);
+    g_string_free(ordered, TRUE);
+    return mapped;
 }
 
 /* True when c stands for itself in NFC whatever surrounds it, and parts what is before from what is

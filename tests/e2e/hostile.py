@@ -32,12 +32,18 @@ def wav(data_bytes, claimed=None):
             + b"data" + struct.pack("<I", claimed) + data_bytes)
 
 
-def long_video():
-    """The golden video with a header that claims 10^9 frames in its sample tables."""
+def loud_wav():
+    samples = struct.pack("<f", 3e38) * 1600
+    return (b"RIFF" + struct.pack("<I", 36 + len(samples)) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 3, 1, 16000, 64000, 4, 32)
+            + b"data" + struct.pack("<I", len(samples)) + samples)
+
+
+def long_video(frames=10**9):
+    """The golden video with a header that claims so many frames in its sample tables."""
     data = bytearray((MEDIA / "walk.mp4").read_bytes())
     for table in (b"stsz", b"stts"):
         at = data.find(table)
-        struct.pack_into(">I", data, at + (12 if table == b"stsz" else 8), 10**9)
+        struct.pack_into(">I", data, at + (12 if table == b"stsz" else 8), frames)
     return bytes(data)
 
 
@@ -82,6 +88,22 @@ def bodies():
     yield "noise as sound", chat(medium("input_audio", noise)), {400}, "sound 1"
     yield "noise as video", chat(medium("video_url", noise)), {400}, "video 1"
     yield "video of 10^9 frames", chat(medium("video_url", long_video())), {400, 413, 503, 500}, "video 1"
+    yield "integer over 64 bits", '{"messages":[{"role":"user","content":"hi"}],"max_tokens":9223372036854775808}', {400}, "request body"
+    yield "largest integer", {"messages": HI, "max_tokens": 2**63 - 1}, {400}, "max_tokens"
+    yield "answers without end", {"messages": HI, "n": 2**31}, {400}, "n: "
+    yield "deep object", {"messages": HI, "chat_template_kwargs": json.loads('{"a":' * 500 + "1" + "}" * 500)}, {400}, "nested"
+    yield "long role", {"messages": [{"role": "x" * 100000, "content": "hi"}]}, {400}, 'found "xxxx'
+    yield "1000 images", chat(*[medium("image_url", photo[:1000])] * 1000), {413}, "256"
+    yield "escapes without end", '{"messages":[{"role":"user","content":"' + "\\" * (8 << 20) + '"}]}', {400, 413}, ""
+    yield "marks without end", {"messages": [{"role": "user", "content": "a" + "\u0301\u0323" * 60000}]}, {400}, "tokens"
+    yield "60 MB of text", {"messages": [{"role": "user", "content": "a" * (60 << 20)}]}, {400}, "bytes"
+    yield "60 MB of base64", chat({"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * (60 << 20)}}), {400}, "image 1"
+    yield "image of 1 x 10000", chat(medium("image_url", png(1, 10000, bytes(4 * 10000)))), {400}, "image 1"
+    yield "image 2^31 - 1 wide", chat(medium("image_url", png(2**31 - 1, 1, bytes(40)))), {413}, "image 1"
+    yield "sound of 161 samples", chat(medium("input_audio", wav(bytes(322)))), {400}, "sound 1"
+    yield "sound of 20 minutes", chat(medium("input_audio", wav(bytes(2 * 16000 * 1200)))), {413}, "sound 1"
+    yield "sound far over full scale", chat(medium("input_audio", loud_wav())), {400}, "sound 1"
+    yield "video without frames", chat(medium("video_url", long_video(0))), {400}, "video 1"
     yield "image in an assistant's turn", {"messages": [{"role": "assistant", "content": [part("stamp.png")]}]}, {400}, "image_url"
 
 
@@ -111,6 +133,22 @@ def raw(server, data, close_after=None, seconds=30):
                 break
             received += got
         return received
+
+
+def test_completions(tap, server):
+    cases = [
+        ("64 prompts of 64 answers", {"prompt": ["a"] * 64, "n": 64}, 413),
+        ("negative ids", {"prompt": [-1]}, 400),
+        ("ids over 32 bits", {"prompt": [2**40]}, 400),
+        ("an empty list of ids", {"prompt": [[], [1]]}, 400),
+        ("texts and ids", {"prompt": ["a", 1]}, 400),
+        ("tokens of media without media", {"prompt": "<|IMAGE|><|AUDIO|>", "max_tokens": 2}, 200),
+    ]
+    for name, body, expected in cases:
+        status, data = server.request("POST", "/v1/completions", body)
+        tap.check(status == expected, f"completions, {name}: {status}", data[:300])
+    status, data = server.request("POST", "/tokenize", {"prompt": "x " * 4000000})
+    tap.check(status == 413, f"8 MB to tokenize: {status}", data[:300])
 
 
 def test_protocol(tap, server):
@@ -189,9 +227,10 @@ def test_leaving(tap, server):
 
 def test_memory(tap, server):
     """The same hostile requests again and again cost no memory."""
-    everything = [(name, body) for name, body, _, _ in bodies() if name not in ("over the context",)]
+    texts = [body if isinstance(body, (str, bytes)) else json.dumps(body) for _, body, _, _ in bodies()]
+    everything = [text for text in texts if len(text) < 1 << 20]
     def once():
-        for _, body in everything:
+        for body in everything:
             server.request("POST", "/v1/chat/completions", body)
     for _ in range(3):
         once()
@@ -228,6 +267,7 @@ def main():
     tap = Tap()
     with Server(sys.argv[1]) as server:
         tap.run("bodies", test_bodies, tap, server)
+        tap.run("completions", test_completions, tap, server)
         tap.run("protocol", test_protocol, tap, server)
         tap.run("slow", test_slow, tap, server)
         tap.run("leaving", test_leaving, tap, server)

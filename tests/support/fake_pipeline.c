@@ -94,6 +94,11 @@ uint32_t cs_pipeline_max_context_tokens(const cs_pipeline *pipeline)
     return 1000;
 }
 
+size_t cs_pipeline_max_text_bytes(const cs_pipeline *pipeline)
+{
+    return 1 << 20;
+}
+
 uint32_t cs_pipeline_vocab_size(const cs_pipeline *pipeline)
 {
     return 256;

@@ -218,6 +218,57 @@ static void test_lift(void)
     cs_body_clear(&body);
 }
 
+/* An error shows what came, not what stands for it. */
+static void test_lifted_in_errors(void)
+{
+    g_autofree char *base64 = g_strnfill(5000, 'A');
+    g_autofree char *text = g_strdup_printf("{\"a\":\"%s\",\"b\":[\"%s\"]}", base64, base64);
+    g_autoptr(GBytes) bytes = g_bytes_new(text, strlen(text));
+    cs_body body;
+    g_assert_true(cs_body_parse(&body, bytes, NULL));
+    static const char *const found[] = {"found \"AAAA", "found [\"...\"]"};
+    for (size_t i = 0; i < G_N_ELEMENTS(found); i++) {
+        cs_fault fault = {.body = &body};
+        cs_fault_expected(&fault, "x", "y", json_object_get(body.root, i ? "b" : "a"));
+        g_assert_nonnull(strstr(fault.error->message, found[i]));
+        g_assert_null(strstr(fault.error->message, body.marker));
+        cs_fault_clear(&fault);
+    }
+    cs_body_clear(&body);
+}
+
+/* Looking for the end of a string with many escapes takes one pass. */
+static void test_many_escapes(void)
+{
+    enum { N = 3 << 20 };
+    GString *text = g_string_new("{\"a\":\"");
+    for (int i = 0; i < N; i++)
+        g_string_append(text, i % 2 ? "\\\"" : "\\\\");
+    g_string_append(text, "\",\"b\":\"\\\\\"}");
+    g_autoptr(GBytes) bytes = g_string_free_to_bytes(text);
+    g_autoptr(GError) error = NULL;
+    cs_body body;
+    cs_body_parse(&body, bytes, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(json_string_length(json_object_get(body.root, "a")), ==, N);
+    g_assert_cmpstr(json_string_value(json_object_get(body.root, "b")), ==, "\\");
+    cs_body_clear(&body);
+}
+
+/* Text that nobody parses in time is refused before the parser sees it. */
+static void test_too_much_text(void)
+{
+    size_t n = 33u << 20;
+    g_autofree char *text = g_strnfill(n, ' ');
+    memcpy(text, "{\"a\":\"", 6);
+    memcpy(text + n - 2, "\"}", 2);
+    g_autoptr(GBytes) bytes = g_bytes_new_static(text, n);
+    g_autoptr(GError) error = NULL;
+    cs_body body;
+    g_assert_false(cs_body_parse(&body, bytes, &error));
+    g_assert_error(error, CS_ERROR, CS_ERROR_TOO_LARGE);
+}
+
 static void test_lift_keeps_escapes(void)
 {
     g_autofree char *base64 = g_strnfill(5000, 'A');
@@ -270,6 +321,9 @@ int main(int argc, char **argv)
         g_test_add_data_func(name, &cases[i], test_case);
     }
     g_test_add_func("/api/request/lift", test_lift);
+    g_test_add_func("/api/request/lifted_in_errors", test_lifted_in_errors);
+    g_test_add_func("/api/request/many_escapes", test_many_escapes);
+    g_test_add_func("/api/request/too_much_text", test_too_much_text);
     g_test_add_func("/api/request/lift_keeps_escapes", test_lift_keeps_escapes);
     g_test_add_func("/api/request/messages_are_reduced", test_messages_are_reduced);
     return g_test_run();

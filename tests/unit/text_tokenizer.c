@@ -2,6 +2,7 @@
  * streams. */
 #include "base/error.h"
 #include "base/os.h"
+#include "text/normalize.h"
 #include "text/tokenizer.h"
 
 #include <string.h>
@@ -364,6 +365,45 @@ static void test_hostile_regex(void)
     g_assert_cmpuint(ids->len, ==, 0);
 }
 
+static char *normal(normalize_form form, const char *text)
+{
+    GString *out = g_string_new(NULL);
+    if (!normalize_append(out, form, text, strlen(text)))
+        g_string_assign(out, text);
+    return g_string_free(out, FALSE);
+}
+
+/* Long runs of combining marks, sorted here, against GLib's normal forms; and a run so long that a
+ * sort by swapping neighbours would take hours. */
+static void test_marks(void)
+{
+    static const GNormalizeMode modes[] = {G_NORMALIZE_NFC, G_NORMALIZE_NFD, G_NORMALIZE_NFKC,
+                                           G_NORMALIZE_NFKD};
+    static const char *const parts[] = {"a",  "é",      "\u0301", "\u0323", "\u0308", "\u0344",
+                                        "が", "\u3099", "ｶ",      "\uFF9E", "\u0F73", "\u0F71"};
+    for (guint seed = 0; seed < 400; seed++) {
+        g_autoptr(GRand) random = g_rand_new_with_seed(seed);
+        g_autoptr(GString) text = g_string_new("q");
+        for (guint i = 0; i < 40 + seed; i++)
+            /* mostly marks */
+            g_string_append(text, parts[g_rand_int_range(random, i % 60 == 0 ? 0 : 2, 6)]);
+        for (guint i = 0; i < 60; i++)
+            g_string_append(text, parts[g_rand_int_range(random, i == 0 ? 6 : 7, 12)]);
+        for (int form = NORMALIZE_NFC; form <= NORMALIZE_NFKD; form++) {
+            g_autofree char *got = normal((normalize_form)form, text->str);
+            g_autofree char *expected = g_utf8_normalize(text->str, -1, modes[form]);
+            g_assert_cmpstr(got, ==, expected);
+        }
+    }
+    g_autoptr(GString) long_text = g_string_new("a");
+    for (guint i = 0; i < 500000; i++)
+        g_string_append(long_text, "\u0301\u0323");
+    g_autofree char *got = normal(NORMALIZE_NFC, long_text->str);
+    g_assert_true(g_str_has_prefix(got, "ạ\u0323"));
+    g_assert_true(g_str_has_suffix(got, "\u0301\u0301"));
+    g_assert_cmpuint(strlen(got), ==, long_text->len); /* ạ has a + U+0323's bytes */
+}
+
 static gpointer encode_many(gpointer data)
 {
     const cs_tokenizer *t = data;
@@ -395,6 +435,7 @@ int main(int argc, char **argv)
     g_test_add_func("/text/tokenizer/scan-equals-heap", test_scan_equals_heap);
     g_test_add_func("/text/tokenizer/sentencepiece", test_sentencepiece);
     g_test_add_func("/text/tokenizer/stream", test_stream);
+    g_test_add_func("/text/tokenizer/marks", test_marks);
     g_test_add_func("/text/tokenizer/refused", test_refused);
     g_test_add_func("/text/tokenizer/hostile-regex", test_hostile_regex);
     g_test_add_func("/text/tokenizer/threads", test_threads);

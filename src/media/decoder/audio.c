@@ -5,6 +5,9 @@
 #include <math.h>
 #include <string.h>
 
+/* Far over full scale, and its square is still a number. */
+#define MAX_SAMPLE 1e9f
+
 /* Samples as they come: averaged over channels, resampled, appended to the job's output. */
 typedef struct {
     const cs_decode_job *job;
@@ -99,8 +102,10 @@ static bool mix(mixer *m, const AVFrame *frame, GError **error)
     for (size_t i = 0; i < n && channels > 1; i++)
         m->mono[i] /= (float)channels;
     for (size_t i = 0; i < n; i++)
-        if (!isfinite(m->mono[i]))
-            return cs_fail(error, CS_ERROR_INVALID, "%s: a sample is not a finite number", m->name);
+        if (!(fabsf(m->mono[i]) <= MAX_SAMPLE))
+            return cs_fail(error, CS_ERROR_INVALID,
+                           "%s: a sample is %g; expected a number near [-1, 1]", m->name,
+                           (double)m->mono[i]);
     return true;
 }
 
@@ -166,9 +171,9 @@ static bool finish(mixer *m, GError **error)
     return true;
 }
 
-/* A RIFF data chunk that claims more than is there. Recorders that write to a pipe leave sizes near
- * the maximum: those mean "up to the end". */
-static bool check_wav(const cs_decode_job *job, GError **error)
+/* A RIFF data chunk that claims more than is there. Recorders that write to a pipe leave zero or
+ * sizes near the maximum: those mean "up to the end" (*open_ended). */
+static bool check_wav(const cs_decode_job *job, bool *open_ended, GError **error)
 {
     const uint32_t unknown = 0x7f000000;
     size_t at = 12;
@@ -177,7 +182,8 @@ static bool check_wav(const cs_decode_job *job, GError **error)
         uint32_t size = c[4] | (uint32_t)c[5] << 8 | (uint32_t)c[6] << 16 | (uint32_t)c[7] << 24;
         size_t left = job->in_bytes - at - 8;
         if (memcmp(c, "data", 4) == 0) {
-            if (size > left && size < unknown)
+            *open_ended = (size == 0 && left > 0) || (size > left && size >= unknown);
+            if (size > left && !*open_ended)
                 return cs_fail(error, CS_ERROR_INVALID,
                                "truncated WAV: %u bytes of samples announced, %zu there", size,
                                left);
@@ -213,11 +219,13 @@ static bool decode_track(mixer *m, cs_av_input *input, int track, GError **error
 bool cs_decode_audio(const cs_decode_job *job, cs_media_format format, uint32_t sample_rate,
                      cs_decoded_audio *audio, GError **error)
 {
-    if (format == CS_MEDIA_WAV && !check_wav(job, error))
+    bool open_ended = false;
+    if (format == CS_MEDIA_WAV && !check_wav(job, &open_ended, error))
         return false;
     g_auto(cs_av_input) input = {0};
     if (!cs_av_input_open(&input, job, format, error))
         return false;
+    input.open_ended = open_ended;
     int track = cs_av_input_select(&input, AVMEDIA_TYPE_AUDIO);
     if (track < 0)
         return cs_fail(error, CS_ERROR_INVALID, "%s without an audio track", input.name);
@@ -227,7 +235,7 @@ bool cs_decode_audio(const cs_decode_job *job, cs_media_format format, uint32_t 
         .rate = sample_rate,
         .room = job->out_bytes / sizeof(float),
     };
-    double declared = declared_seconds(&input);
+    double declared = open_ended ? 0 : declared_seconds(&input);
     if (declared > job->limits->max_seconds)
         return too_long(&m, declared, error);
     if (!decode_track(&m, &input, track, error))

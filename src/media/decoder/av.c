@@ -283,7 +283,7 @@ static bool feed(cs_av_reader *r, GError **error)
         cs_av.avcodec_send_packet(r->codec, NULL);
         return true;
     }
-    if (result >= 0 && r->packet->flags & AV_PKT_FLAG_CORRUPT)
+    if (result >= 0 && r->packet->flags & AV_PKT_FLAG_CORRUPT && !r->input->open_ended)
         result = AVERROR_INVALIDDATA;
     if (result < 0)
         return cs_av_fail(error, result, r->input->name, "packet");

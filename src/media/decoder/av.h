@@ -99,6 +99,7 @@ typedef struct {
     const uint8_t *data;
     int64_t size, at;
     uint64_t max_pixels; /* of a frame, for the codec */
+    bool open_ended;     /* it says nothing of its length: the last packet may be short */
 } cs_av_input;
 
 bool cs_av_input_open(cs_av_input *input, const cs_decode_job *job, cs_media_format format,

@@ -20,7 +20,7 @@
 enum { MAX_PROMPT_TOKENS = 1 << 22 };
 
 static const char *const modality_names[] = {
-    [CS_MODALITY_IMAGE] = "image", [CS_MODALITY_VIDEO] = "video", [CS_MODALITY_AUDIO] = "audio"};
+    [CS_MODALITY_IMAGE] = "image", [CS_MODALITY_VIDEO] = "video", [CS_MODALITY_AUDIO] = "sound"};
 
 typedef struct {
     const cs_model *model;
@@ -67,8 +67,7 @@ static int64_t add_patches(builder *b, cs_modality modality, cs_patches *patches
     hash_medium(&item, pixels, bytes, size, item.content_hash);
     if (item.n_tokens == 0 || item.n_tokens > MAX_PROMPT_TOKENS) {
         g_free(item.owned);
-        cs_fail(error, CS_ERROR_TOO_LARGE, "%s: becomes %u tokens", modality_names[modality],
-                item.n_tokens);
+        cs_fail(error, CS_ERROR_TOO_LARGE, "becomes %u tokens", item.n_tokens);
         return -1;
     }
     return append_item(b, &item);
@@ -112,7 +111,7 @@ static int64_t add_audio(builder *b, const cs_audio *audio, GError **error)
     hash_medium(&item, audio->samples, audio->n_samples * sizeof(float), size, item.content_hash);
     if (item.n_tokens == 0) {
         g_free(item.owned);
-        cs_fail(error, CS_ERROR_INVALID, "audio: %zu samples are too short to hear anything in",
+        cs_fail(error, CS_ERROR_INVALID, "%zu samples are too short to hear anything in",
                 audio->n_samples);
         return -1;
     }
@@ -306,7 +305,7 @@ static bool put_video(builder *b, const cs_prompt_medium *medium, GError **error
     if (b->ids->len == 0 ||
         g_array_index(b->ids, int32_t, b->ids->len - 1) != b->config->vision_start_token)
         return cs_fail(error, CS_ERROR_INVALID,
-                       "video: its placeholder does not follow a vision start token, so its sound "
+                       "its placeholder does not follow a vision start token, so its sound "
                        "has no place");
     int64_t audio = add_audio(b, &decoded->audio, error);
     if (audio < 0)
@@ -339,7 +338,7 @@ static bool put_medium(builder *b, const cs_prompt_medium *medium, GError **erro
 static bool put_all(builder *b, const GArray *text_ids, uint32_t n_media,
                     const cs_prompt_medium *media, GError **error)
 {
-    uint32_t used = 0;
+    uint32_t used = 0, n_of[CS_N_MODALITIES] = {0};
     for (guint i = 0; i < text_ids->len; i++) {
         int32_t id = g_array_index(text_ids, int32_t, i);
         cs_modality modality;
@@ -353,12 +352,14 @@ static bool put_all(builder *b, const GArray *text_ids, uint32_t n_media,
                            "has media: %u",
                            cs_tokenizer_content(b->model->tokenizer, id), n_media);
         const cs_prompt_medium *medium = &media[used++];
+        const char *name = modality_names[medium->modality];
+        uint32_t number = ++n_of[medium->modality];
         if (medium->modality != modality)
             return cs_fail(error, CS_ERROR_INVALID,
-                           "medium %u is of kind %s, its placeholder in the text of kind %s", used,
-                           modality_names[medium->modality], modality_names[modality]);
+                           "%s %u: its placeholder in the text is of kind %s", name, number,
+                           modality_names[modality]);
         if (!put_medium(b, medium, error)) {
-            g_prefix_error(error, "medium %u: ", used);
+            g_prefix_error(error, "%s %u: ", name, number);
             return false;
         }
         if (b->ids->len > MAX_PROMPT_TOKENS)
