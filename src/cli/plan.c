@@ -4,6 +4,7 @@
 #include "cli/plan_inputs.h"
 #include "plan/fast.h"
 #include "plan/place.h"
+#include "plan/provision.h"
 #include "plan/replan.h"
 #include "plan/report.h"
 
@@ -16,7 +17,7 @@
 typedef struct {
     cs_cli_plan_paths paths;
     char *policy, *output, *svg, *html, *from, *lost, *shape;
-    gboolean exact, explain, compare, quiet;
+    gboolean exact, explain, compare, quiet, in_time;
     double seconds, gap, load_factor, cap, horizon;
     int overlay, seed, requests;
     cs_policy policy_value;
@@ -33,6 +34,10 @@ static bool check_options(options *o, GError **error)
                        "cost or devices with it");
     if (o->exact && o->from)
         return cs_fail(error, CS_ERROR_INVALID, "--exact and --from exclude each other");
+    if (o->in_time && (!cs_policy_minimises(o->policy_value) || o->exact || o->from || o->shape))
+        return cs_fail(error, CS_ERROR_INVALID,
+                       "--in-time is for --policy cost and devices, without --exact, --from and "
+                       "--shape");
     const struct {
         const char *name;
         double value, low, high;
@@ -192,14 +197,13 @@ static bool run_exact(const options *o, const cs_cli_plan_inputs *in, GError **e
     return ok;
 }
 
-static cs_plan *plan_of_fast(const options *o, const cs_cli_plan_inputs *in,
-                             const cs_fast_result *r)
+static cs_plan *plan_of_fast(const options *o, const cs_fast_result *r)
 {
     cs_plan *plan = cs_layout_to_plan(r->layout, cs_policy_name(o->policy_value), r->load_rps);
     bool rate = o->policy_value == CS_POLICY_THROUGHPUT || o->policy_value == CS_POLICY_GOODPUT;
     plan->predictions.bound_rps = rate ? r->bound : 0;
     if (r->sim.n_types > 0)
-        cs_sim_predict(&r->sim, in->problem, plan);
+        cs_sim_predict(&r->sim, r->layout->problem, plan);
     return plan;
 }
 
@@ -215,9 +219,26 @@ static bool run_fast(const options *o, const cs_cli_plan_inputs *in, GError **er
                 "seconds: enumerate %.2f, flow %.2f, screen %.2f, simulate %.2f, place %.2f\n",
                 r.phase_s[0], r.phase_s[1], r.phase_s[2], r.phase_s[3], r.phase_s[4]);
     }
-    g_autoptr(cs_plan) plan = plan_of_fast(o, in, &r);
+    g_autoptr(cs_plan) plan = plan_of_fast(o, &r);
     bool ok = write_results(o, in, r.layout, plan, error);
     cs_fast_result_clear(&r);
+    return ok;
+}
+
+/* The least that is also in time. */
+static bool run_sized(const options *o, const cs_cli_plan_inputs *in, GError **error)
+{
+    cs_fast_options fo = fast_options(o);
+    cs_provision_result r;
+    if (!cs_provision(in->flow, &fo, &r, error))
+        return false;
+    if (o->explain)
+        printf("%s\n", r.explanation);
+    g_autoptr(cs_plan) plan =
+        cs_layout_to_plan(r.layout, cs_policy_name(o->policy_value), in->workload->rate_rps);
+    cs_sim_predict(&r.sim, in->problem, plan);
+    bool ok = write_results(o, in, r.layout, plan, error);
+    cs_provision_result_clear(&r);
     return ok;
 }
 
@@ -294,6 +315,8 @@ int cs_cli_plan(int argc, char **argv)
         {"output", 'o', 0, G_OPTION_ARG_FILENAME, &o.output, "Write the plan", "FILE"},
         {"explain", 0, 0, G_OPTION_ARG_NONE, &o.explain, "Say what each phase kept and why", NULL},
         {"compare", 0, 0, G_OPTION_ARG_NONE, &o.compare, "Beside the strategies of others", NULL},
+        {"in-time", 0, 0, G_OPTION_ARG_NONE, &o.in_time,
+         "With cost and devices: the least that also meets the latency targets", NULL},
         {"exact", 0, 0, G_OPTION_ARG_NONE, &o.exact, "Integer programming instead of search", NULL},
         {"from", 0, 0, G_OPTION_ARG_FILENAME, &o.from, "Re-plan from a running plan", "FILE"},
         {"lost", 0, 0, G_OPTION_ARG_STRING, &o.lost, "Plan without this node", "NODE"},
@@ -335,10 +358,11 @@ int cs_cli_plan(int argc, char **argv)
     cs_cli_catch_interrupt();
     bool ok = check_options(&o, &error) &&
               cs_cli_plan_inputs_load(&in, &o.paths, o.lost, o.cap, &error) &&
-              (o.shape   ? run_shape(&o, &in, &error)
-               : o.from  ? run_replan(&o, &in, &error)
-               : o.exact ? run_exact(&o, &in, &error)
-                         : run_fast(&o, &in, &error));
+              (o.shape     ? run_shape(&o, &in, &error)
+               : o.from    ? run_replan(&o, &in, &error)
+               : o.exact   ? run_exact(&o, &in, &error)
+               : o.in_time ? run_sized(&o, &in, &error)
+                           : run_fast(&o, &in, &error));
     cs_cli_plan_inputs_clear(&in);
     return finish(&o, ok, error);
 }
