@@ -87,15 +87,15 @@ end
 return task {
     name = "qwen2_5_omni",
 
-    requests = {
+    requests = { -- nil: this checkpoint does not speak
         text_to_text = kind(nil, false),
         image_to_text = kind("image", false),
         video_to_text = kind("video", false),
         audio_to_text = kind("audio", false),
-        text_to_speech = kind(nil, true),
-        image_to_speech = kind("image", true),
-        video_to_speech = kind("video", true),
-        audio_to_speech = kind("audio", true),
+        text_to_speech = talker and kind(nil, true),
+        image_to_speech = talker and kind("image", true),
+        video_to_speech = talker and kind("video", true),
+        audio_to_speech = talker and kind("audio", true),
     },
 
     invoke = function(request)
