@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define N_FETCHERS 8
 
@@ -24,20 +25,20 @@ static void respond_dumped(cs_exchange *x, json_t *object)
     json_decref(object);
 }
 
-static void append_model(const cs_api *api, GString *out)
+static void append_model(const cs_api *api, const cs_pipeline *pipeline, GString *out)
 {
-    const char *id = cs_pipeline_model_id(api->pipeline);
+    const char *id = cs_pipeline_model_id(pipeline);
     g_string_append(out, "{\"id\":");
     cs_output_string(out, id, strlen(id));
     g_string_append_printf(out,
                            ",\"object\":\"model\",\"created\":%" G_GINT64_FORMAT
                            ",\"owned_by\":\"cornserve\",\"max_model_len\":%u,"
                            "\"modalities\":[\"text\"%s%s%s]",
-                           api->started_s, cs_pipeline_max_context_tokens(api->pipeline),
-                           cs_pipeline_takes(api->pipeline, CS_MODALITY_IMAGE) ? ",\"image\"" : "",
-                           cs_pipeline_takes(api->pipeline, CS_MODALITY_VIDEO) ? ",\"video\"" : "",
-                           cs_pipeline_takes(api->pipeline, CS_MODALITY_AUDIO) ? ",\"audio\"" : "");
-    const char *const *voices = cs_pipeline_voices(api->pipeline);
+                           api->started_s, cs_pipeline_max_context_tokens(pipeline),
+                           cs_pipeline_takes(pipeline, CS_MODALITY_IMAGE) ? ",\"image\"" : "",
+                           cs_pipeline_takes(pipeline, CS_MODALITY_VIDEO) ? ",\"video\"" : "",
+                           cs_pipeline_takes(pipeline, CS_MODALITY_AUDIO) ? ",\"audio\"" : "");
+    const char *const *voices = cs_pipeline_voices(pipeline);
     for (guint i = 0; voices && voices[i]; i++) {
         g_string_append(out, i ? "," : ",\"voices\":[");
         cs_output_string(out, voices[i], strlen(voices[i]));
@@ -56,7 +57,10 @@ static void handle_models(void *user, cs_exchange *x)
 {
     cs_api *api = user;
     GString *out = g_string_new("{\"object\":\"list\",\"data\":[");
-    append_model(api, out);
+    for (guint i = 0; i < api->models->len; i++) {
+        g_string_append(out, i ? "," : "");
+        append_model(api, api->models->pdata[i], out);
+    }
     json_t *apps = cs_apps_list(api->apps), *app;
     size_t i;
     json_array_foreach (apps, i, app) {
@@ -91,13 +95,14 @@ static void handle_model(void *user, cs_exchange *x)
         respond_dumped(x, app);
         return;
     }
-    if (!cs_api_check_model(user, cs_exchange_tail(x), &fault)) {
+    const cs_pipeline *pipeline = cs_api_find_model(user, cs_exchange_tail(x), &fault);
+    if (!pipeline) {
         cs_api_fail(x, &fault);
         cs_fault_clear(&fault);
         return;
     }
     GString *out = g_string_new(NULL);
-    append_model(user, out);
+    append_model(user, pipeline, out);
     respond_json(x, out);
 }
 
@@ -125,44 +130,49 @@ static json_t *components_here(const cs_pipeline *pipeline)
     return components;
 }
 
-/* Without a plan the server is the one executor. */
-static json_t *executors_here(const cs_api *api, const cs_pipeline_stats *s)
+/* Without a plan the server itself is the executor. */
+static json_t *executor_here(const cs_pipeline *pipeline, const cs_pipeline_stats *s)
 {
-    return json_pack("[{s:s, s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i}]", "name", "this process",
-                     "model", cs_pipeline_model_id(api->pipeline), "device", "cpu", "state",
-                     "ready", "components", components_here(api->pipeline), "running",
-                     (int)s->running, "waiting", (int)s->waiting, "kv_blocks_used",
-                     (int)s->kv_blocks_used, "kv_blocks_total", (int)s->kv_blocks_total);
+    return json_pack("{s:s, s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i}", "name",
+                     cs_pipeline_model_id(pipeline), "model", cs_pipeline_model_id(pipeline),
+                     "device", "cpu", "state", "ready", "components", components_here(pipeline),
+                     "running", (int)s->running, "waiting", (int)s->waiting, "kv_blocks_used",
+                     (int)s->kv_blocks_used, "kv_blocks_total", (int)s->kv_blocks_total, "pid",
+                     (int)getpid());
 }
 
-static json_t *requests_status(const cs_pipeline_stats *s)
+static json_t *model_status(cs_pipeline *pipeline, json_t *executors)
 {
-    return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "running", (int)s->running, "waiting",
-                     (int)s->waiting, "started", (json_int_t)s->requests_started, "finished",
-                     (json_int_t)s->requests_finished, "failed", (json_int_t)s->requests_failed,
-                     "cancelled", (json_int_t)s->requests_cancelled, "preemptions",
-                     (json_int_t)s->preemptions);
+    cs_pipeline_stats s = {0};
+    cs_pipeline_stats_get(pipeline, &s);
+    json_t *plan = cs_pipeline_executors(pipeline);
+    if (plan)
+        json_array_extend(executors, json_object_get(plan, "executors"));
+    else
+        json_array_append_new(executors, executor_here(pipeline, &s));
+    json_t *status = json_pack(
+        "{s:s, s:{s:i, s:i, s:I, s:I, s:I, s:I, s:I}, s:{s:i, s:i, s:I}, s:O?, s:O?}", "id",
+        cs_pipeline_model_id(pipeline), "requests", "running", (int)s.running, "waiting",
+        (int)s.waiting, "started", (json_int_t)s.requests_started, "finished",
+        (json_int_t)s.requests_finished, "failed", (json_int_t)s.requests_failed, "cancelled",
+        (json_int_t)s.requests_cancelled, "preemptions", (json_int_t)s.preemptions, "kv",
+        "blocks_used", (int)s.kv_blocks_used, "blocks_total", (int)s.kv_blocks_total, "bytes_total",
+        (json_int_t)s.kv_bytes_total, "sidecar", json_object_get(plan, "sidecar"), "dispatcher",
+        json_object_get(plan, "requests"));
+    json_decref(plan);
+    return status;
 }
 
 static json_t *status_of(cs_api *api)
 {
-    cs_pipeline_stats s = {0};
-    cs_pipeline_stats_get(api->pipeline, &s);
-    json_t *plan = cs_pipeline_executors(api->pipeline);
-    json_t *executors =
-        plan ? json_incref(json_object_get(plan, "executors")) : executors_here(api, &s);
-    json_t *status = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:{s:i, s:i, s:I}, s:O?, s:O?, s:o}", "version",
-        CS_VERSION, "state", g_atomic_int_get(&api->draining) ? "ending" : "ready", "model",
-        cs_pipeline_model_id(api->pipeline), "uptime_s",
-        (json_int_t)(g_get_real_time() / G_USEC_PER_SEC - api->started_s), "resident_bytes",
-        (json_int_t)cs_process_resident_bytes(), "requests", requests_status(&s), "executors",
-        executors, "kv", "blocks_used", (int)s.kv_blocks_used, "blocks_total",
-        (int)s.kv_blocks_total, "bytes_total", (json_int_t)s.kv_bytes_total, "sidecar",
-        json_object_get(plan, "sidecar"), "dispatcher", json_object_get(plan, "requests"), "apps",
-        cs_apps_list(api->apps));
-    json_decref(plan);
-    return status;
+    json_t *models = json_array(), *executors = json_array();
+    for (guint i = 0; i < api->models->len; i++)
+        json_array_append_new(models, model_status(api->models->pdata[i], executors));
+    return json_pack("{s:s, s:s, s:I, s:I, s:o, s:o, s:o}", "version", CS_VERSION, "state",
+                     g_atomic_int_get(&api->draining) ? "ending" : "ready", "uptime_s",
+                     (json_int_t)(g_get_real_time() / G_USEC_PER_SEC - api->started_s),
+                     "resident_bytes", (json_int_t)cs_process_resident_bytes(), "models", models,
+                     "executors", executors, "apps", cs_apps_list(api->apps));
 }
 
 static void handle_status(void *user, cs_exchange *x)
@@ -246,12 +256,48 @@ static void print_pipeline(const cs_pipeline_stats *s, GString *out)
         cs_metrics_print_value(out, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
 }
 
+/* All models together. */
+static void add_stats(cs_pipeline_stats *sum, cs_pipeline *pipeline)
+{
+    cs_pipeline_stats s = {0};
+    cs_pipeline_stats_get(pipeline, &s);
+    sum->running += s.running;
+    sum->waiting += s.waiting;
+    sum->kv_blocks_used += s.kv_blocks_used;
+    sum->kv_blocks_total += s.kv_blocks_total;
+    sum->kv_bytes_total += s.kv_bytes_total;
+    sum->prompt_tokens += s.prompt_tokens;
+    sum->cached_tokens += s.cached_tokens;
+    sum->completion_tokens += s.completion_tokens;
+    sum->requests_started += s.requests_started;
+    sum->requests_finished += s.requests_finished;
+    sum->requests_failed += s.requests_failed;
+    sum->requests_cancelled += s.requests_cancelled;
+    sum->preemptions += s.preemptions;
+    sum->executors += s.executors;
+    sum->executors_ready += s.executors_ready;
+    sum->executor_deaths += s.executor_deaths;
+    sum->retries += s.retries;
+    sum->sidecar_bytes += s.sidecar_bytes;
+    sum->talker_running += s.talker_running;
+    sum->talker_kv_blocks_used += s.talker_kv_blocks_used;
+    sum->talker_kv_blocks_total += s.talker_kv_blocks_total;
+    sum->sounds += s.sounds;
+    sum->speech_tokens += s.speech_tokens;
+    sum->speech_samples += s.speech_samples;
+    sum->sound_steps += s.sound_steps;
+    sum->sound_step_streams += s.sound_step_streams;
+    for (int m = 0; m < CS_N_MODALITIES; m++)
+        sum->encoder_items[m] += s.encoder_items[m];
+}
+
 static void handle_metrics(void *user, cs_exchange *x)
 {
     cs_api *api = user;
     GString *out = g_string_sized_new(8192);
     cs_pipeline_stats stats = {0};
-    cs_pipeline_stats_get(api->pipeline, &stats);
+    for (guint i = 0; i < api->models->len; i++)
+        add_stats(&stats, api->models->pdata[i]);
     cs_metrics_print(api->metrics, out);
     print_pipeline(&stats, out);
     cs_exchange_respond(x, 200, "text/plain; version=0.0.4; charset=utf-8",
@@ -277,29 +323,37 @@ static bool only_members(json_t *object, const char *const *names, cs_fault *fau
     return true;
 }
 
-static bool tokenize(cs_api *api, const cs_body *body, GArray *ids, cs_fault *fault)
+static bool find_named(const cs_api *api, const cs_body *body, cs_pipeline **pipeline,
+                       cs_fault *fault)
+{
+    const char *id = json_string_value(json_object_get(body->root, "model"));
+    *pipeline = cs_api_find_model(api, id, fault);
+    return *pipeline != NULL;
+}
+
+static bool tokenize(cs_api *api, const cs_body *body, cs_pipeline **pipeline, GArray *ids,
+                     cs_fault *fault)
 {
     static const char *const names[] = {"model", "prompt", NULL};
-    if (!only_members(body->root, names, fault) ||
-        !cs_api_check_model(api, json_string_value(json_object_get(body->root, "model")), fault))
+    if (!only_members(body->root, names, fault) || !find_named(api, body, pipeline, fault))
         return false;
     json_t *prompt = json_object_get(body->root, "prompt");
     if (!json_is_string(prompt))
         return cs_fault_expected(fault, "prompt", "a string", prompt);
     size_t n;
     const char *text = cs_body_string(body, prompt, &n);
-    size_t max_bytes = cs_pipeline_max_text_bytes(api->pipeline);
+    size_t max_bytes = cs_pipeline_max_text_bytes(*pipeline);
     if (n > max_bytes)
         return cs_fault_set(fault, CS_ERROR_TOO_LARGE, "prompt",
                             "expected at most %zu bytes, found %zu", max_bytes, n);
-    return cs_pipeline_tokenize(api->pipeline, text, n, ids, &fault->error);
+    return cs_pipeline_tokenize(*pipeline, text, n, ids, &fault->error);
 }
 
-static bool detokenize(cs_api *api, const cs_body *body, GString *out, cs_fault *fault)
+static bool detokenize(cs_api *api, const cs_body *body, cs_pipeline **pipeline, GString *out,
+                       cs_fault *fault)
 {
     static const char *const names[] = {"model", "tokens", NULL};
-    if (!only_members(body->root, names, fault) ||
-        !cs_api_check_model(api, json_string_value(json_object_get(body->root, "model")), fault))
+    if (!only_members(body->root, names, fault) || !find_named(api, body, pipeline, fault))
         return false;
     json_t *tokens = json_object_get(body->root, "tokens");
     if (!json_is_array(tokens))
@@ -310,22 +364,21 @@ static bool detokenize(cs_api *api, const cs_body *body, GString *out, cs_fault 
     json_array_foreach (tokens, i, item) {
         int32_t id = (int32_t)json_integer_value(item);
         if (!json_is_integer(item) || json_integer_value(item) < 0 ||
-            json_integer_value(item) >= cs_pipeline_vocab_size(api->pipeline)) {
+            json_integer_value(item) >= cs_pipeline_vocab_size(*pipeline)) {
             g_autofree char *path = g_strdup_printf("tokens[%zu]", i);
             return cs_fault_expected(fault, path, "a token id of the model", item);
         }
         g_array_append_val(ids, id);
     }
-    g_autofree char *text =
-        cs_pipeline_detokenize(api->pipeline, (const int32_t *)ids->data, ids->len);
+    g_autofree char *text = cs_pipeline_detokenize(*pipeline, (const int32_t *)ids->data, ids->len);
     cs_output_string(out, text, strlen(text));
     return true;
 }
 
-static void append_ids(const cs_api *api, const GArray *ids, GString *out)
+static void append_ids(const cs_pipeline *pipeline, const GArray *ids, GString *out)
 {
     g_string_append_printf(out, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", ids->len,
-                           cs_pipeline_max_context_tokens(api->pipeline));
+                           cs_pipeline_max_context_tokens(pipeline));
     for (guint i = 0; i < ids->len; i++)
         g_string_append_printf(out, "%s%d", i ? "," : "", g_array_index(ids, int32_t, i));
     g_string_append(out, "]}");
@@ -335,12 +388,14 @@ static void handle_tokens(cs_api *api, cs_exchange *x, bool to_ids)
 {
     cs_fault fault = {0};
     cs_body body;
+    cs_pipeline *pipeline = NULL;
     g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
     GString *out = g_string_new(to_ids ? "" : "{\"prompt\":");
     bool ok = cs_body_parse(&body, cs_exchange_body(x), &fault.error);
     if (ok) {
         fault.body = &body;
-        ok = to_ids ? tokenize(api, &body, ids, &fault) : detokenize(api, &body, out, &fault);
+        ok = to_ids ? tokenize(api, &body, &pipeline, ids, &fault)
+                    : detokenize(api, &body, &pipeline, out, &fault);
         cs_body_clear(&body);
     }
     if (!ok) {
@@ -350,7 +405,7 @@ static void handle_tokens(cs_api *api, cs_exchange *x, bool to_ids)
         return;
     }
     if (to_ids)
-        append_ids(api, ids, out);
+        append_ids(pipeline, ids, out);
     else
         g_string_append_c(out, '}');
     respond_json(x, out);
@@ -462,7 +517,10 @@ cs_api *cs_api_new(cs_pipeline *pipeline, const cs_api_options *o, GError **erro
     if (!check_options(o, error))
         return NULL;
     cs_api *api = g_new0(cs_api, 1);
-    api->pipeline = pipeline;
+    api->models = g_ptr_array_new();
+    g_ptr_array_add(api->models, pipeline);
+    for (cs_pipeline *const *more = o->more_models; more && *more; more++)
+        g_ptr_array_add(api->models, *more);
     api->metrics = cs_metrics_new();
     api->media_dir = g_strdup(o->media_dir);
     api->started_s = g_get_real_time() / G_USEC_PER_SEC;
@@ -532,6 +590,7 @@ void cs_api_free(cs_api *api)
     g_thread_pool_free(api->makers, FALSE, TRUE);
     cs_apps_free(api->apps);
     g_hash_table_unref(api->jobs);
+    g_ptr_array_unref(api->models);
     g_mutex_clear(&api->lock);
     g_cond_clear(&api->no_jobs);
     cs_metrics_free(api->metrics);

@@ -1,4 +1,4 @@
-/* The OpenAI-compatible API over one pipeline. */
+/* The OpenAI-compatible API over one or several pipelines. */
 #ifndef CS_API_API_H
 #define CS_API_API_H
 
@@ -26,10 +26,11 @@ typedef struct {
     const char *media_dir;   /* file URLs inside it are read; NULL: none */
     size_t max_medium_bytes; /* 256 MiB */
 
+    cs_pipeline *const *more_models; /* NULL-terminated, or NULL */
     const char *state_path; /* where apps are kept; NULL: nowhere */
 } cs_api_options;
 
-/* Listens. The pipeline is borrowed and outlives the API. */
+/* Listens. The pipelines are borrowed and outlive the API; their ids differ. */
 cs_api *cs_api_new(cs_pipeline *pipeline, const cs_api_options *options, GError **error);
 uint16_t cs_api_port(const cs_api *api);
 

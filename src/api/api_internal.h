@@ -10,7 +10,7 @@
 #include "api/sound.h"
 
 struct cs_api {
-    cs_pipeline *pipeline;
+    GPtrArray *models; /* cs_pipeline *, borrowed; the first is asked when none is named */
     cs_http *http;
     cs_metrics *metrics;
     cs_apps *apps;
@@ -36,9 +36,8 @@ void cs_api_generate_fetch(gpointer job, gpointer api);
 
 /* Responds with the fault. */
 void cs_api_fail(cs_exchange *x, const cs_fault *fault);
-bool cs_api_has_model(const cs_api *api, const char *id);
-/* False, and a fault, when the model named is not the one served. */
-bool cs_api_check_model(const cs_api *api, const char *model, cs_fault *fault);
+/* NULL, and a fault, when it is not served. id NULL: the first. */
+cs_pipeline *cs_api_find_model(const cs_api *api, const char *id, cs_fault *fault);
 
 /* page.c */
 extern const char cs_api_page_html[];

@@ -58,12 +58,11 @@ static const cs_sink sink = {
 /* The call has a reference to the request, which on_done gives back. */
 static bool submit(app_call *c, GError **error)
 {
-    cs_api *api = c->request->app->apps->api;
     guint n = c->content.media->len;
     g_autofree cs_request_medium *media = g_new0(cs_request_medium, n + 1);
     for (guint m = 0; m < n; m++) {
         const cs_content_medium *medium = c->content.media->pdata[m];
-        media[m] = (cs_request_medium){medium->modality, medium->bytes};
+        media[m] = (cs_request_medium){medium->modality, medium->bytes, medium->max_pixels};
     }
     cs_request request = {.messages = c->content.messages,
                           .template_arguments = c->params.template_arguments,
@@ -71,8 +70,8 @@ static bool submit(app_call *c, GError **error)
                           .n_media = n,
                           .media = media,
                           .n_choices = 1};
-    cs_params_sampling(&c->params, api->pipeline, &request.sampling);
-    cs_pipeline_request *handle = cs_pipeline_submit(api->pipeline, &request, &sink, c, error);
+    cs_params_sampling(&c->params, c->pipeline, &request.sampling);
+    cs_pipeline_request *handle = cs_pipeline_submit(c->pipeline, &request, &sink, c, error);
     if (!handle)
         return false;
     g_mutex_lock(&c->request->lock);
@@ -128,9 +127,11 @@ static bool check(const app_call *c, cs_fault *fault)
     if (c->params.n != 1 || c->params.logprobs)
         return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, c->params.logprobs ? "logprobs" : "n",
                             "apps get one answer of each call, and its text only");
+    if (c->params.speaks)
+        return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, "modalities", "apps get text only");
     for (guint i = 0; i < c->content.media->len; i++) {
         const cs_content_medium *medium = c->content.media->pdata[i];
-        if (!cs_pipeline_takes(c->request->app->apps->api->pipeline, medium->modality))
+        if (!cs_pipeline_takes(c->pipeline, medium->modality))
             return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, medium->param,
                                 "this model takes no %s", words[medium->modality]);
     }
@@ -158,13 +159,15 @@ app_call *app_call_new(app_request *r, const char *model, uint32_t forward, json
 {
     cs_apps *apps = r->app->apps;
     cs_fault fault = {0};
-    if (!cs_api_check_model(apps->api, model, &fault)) {
+    cs_pipeline *pipeline = cs_api_find_model(apps->api, model, &fault);
+    if (!pipeline) {
         g_propagate_error(error, g_steal_pointer(&fault.error));
         cs_fault_clear(&fault);
         return NULL;
     }
     app_call *c = g_new0(app_call, 1);
-    *c = (app_call){.request = r, .forward = forward, .news = g_string_new(NULL)};
+    *c = (app_call){
+        .request = r, .pipeline = pipeline, .forward = forward, .news = g_string_new(NULL)};
     bool ok = read_body(c, body, error);
     if (ok) {
         app_request_ref(r);

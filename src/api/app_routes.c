@@ -115,12 +115,12 @@ static bool read_source(const json_t *root, char **source, GError **error)
     return true;
 }
 
-/* One that names no models calls the server's own `models.model`. */
+/* One that names no models calls the server's first as `models.model`. */
 static json_t *read_models(const cs_api *api, const json_t *root)
 {
     json_t *models = json_object_get(root, "models");
     return models ? json_incref(models)
-                  : json_pack("{s:s}", "model", cs_pipeline_model_id(api->pipeline));
+                  : json_pack("{s:s}", "model", cs_pipeline_model_id(api->models->pdata[0]));
 }
 
 static bool add(cs_api *api, const json_t *root, GError **error)

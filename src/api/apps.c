@@ -53,7 +53,7 @@ static bool app_load(app *a, GError **error)
         cs_fault fault = {0};
         if (!json_is_string(model))
             continue; /* for the registry to refuse */
-        if (!cs_api_check_model(a->apps->api, json_string_value(model), &fault)) {
+        if (!cs_api_find_model(a->apps->api, json_string_value(model), &fault)) {
             g_propagate_prefixed_error(error, g_steal_pointer(&fault.error),
                                        "models.%.64s: ", alias);
             cs_fault_clear(&fault);
@@ -175,8 +175,10 @@ static bool registry_add(cs_apps *apps, const app *a, GError **error)
 /* The app is loaded. */
 static bool add_locked(cs_apps *apps, app *a, GError **error)
 {
-    if (cs_api_has_model(apps->api, a->name))
+    cs_fault none = {0};
+    if (cs_api_find_model(apps->api, a->name, &none))
         return cs_fail(error, CS_ERROR_CONFLICT, "there is a model %s", a->name);
+    cs_fault_clear(&none);
     app *same = apps_find(apps, a->name);
     if (same) {
         app_unref(same);

@@ -106,6 +106,7 @@ void app_output_end(app_output *o, const json_t *result);
 
 struct app_call {
     app_request *request;
+    cs_pipeline *pipeline;
     uint32_t forward; /* of its recording */
     char *path;       /* in serve's result, once it has returned; NULL: not there */
     cs_params params;

@@ -34,6 +34,7 @@ typedef struct {
 struct job {
     gint refs;
     cs_api *api;
+    cs_pipeline *pipeline; /* the model that is asked */
     cs_exchange *x;
     cs_output output;
     cs_params params;
@@ -207,7 +208,7 @@ static void observe_audio(job *j, uint32_t n)
     }
     j->underrun_us += MAX(0, now_us - j->played_us);
     j->played_us = MAX(j->played_us, now_us) +
-                   (int64_t)n * G_USEC_PER_SEC / cs_pipeline_audio_rate(j->api->pipeline);
+                   (int64_t)n * G_USEC_PER_SEC / cs_pipeline_audio_rate(j->pipeline);
     j->n_samples += n;
 }
 
@@ -223,7 +224,7 @@ static void on_audio(void *user, uint32_t n, const float *samples)
 /* With the lock held, of a speech that is complete. */
 static void observe_speech(job *j)
 {
-    double seconds = (double)j->n_samples / cs_pipeline_audio_rate(j->api->pipeline);
+    double seconds = (double)j->n_samples / cs_pipeline_audio_rate(j->pipeline);
     double took_s = (double)(cs_now_us() - j->received_us) * 1e-6;
     cs_metrics_add(j->api->metrics, CS_COUNTER_SPEECH_S, seconds);
     if (j->params.stream)
@@ -283,7 +284,7 @@ static const cs_sink sink = {.on_start = on_start,
 
 static void fill_voice(const job *j, cs_voice *voice)
 {
-    const cs_pipeline *pipeline = j->api->pipeline;
+    const cs_pipeline *pipeline = j->pipeline;
     cs_pipeline_voice_defaults(pipeline, voice);
     voice->name = j->params.voice ? j->params.voice : voice->name;
     if (j->params.stream)
@@ -330,7 +331,7 @@ static bool submit_part(job *j, uint32_t i, GError **error)
     fill_request(j, i, &request, media);
     part *p = &j->parts[i];
     job_ref(j);
-    cs_pipeline_request *handle = cs_pipeline_submit(j->api->pipeline, &request, &sink, p, error);
+    cs_pipeline_request *handle = cs_pipeline_submit(j->pipeline, &request, &sink, p, error);
     if (!handle) {
         job_unref(j);
         return false;
@@ -437,7 +438,7 @@ static void note_answer(job *j)
                      ttft_ms, j->params.user ? " user " : "", j->params.user ? j->params.user : "");
     if (j->sound)
         cs_exchange_note(j->x, "speech %.2f s first %.1f ms",
-                         (double)j->n_samples / cs_pipeline_audio_rate(j->api->pipeline),
+                         (double)j->n_samples / cs_pipeline_audio_rate(j->pipeline),
                          (double)(j->first_audio_us - j->received_us) / 1000);
 }
 
@@ -599,20 +600,32 @@ void cs_api_fail(cs_exchange *x, const cs_fault *fault)
     cs_exchange_fail(x, fault->error, fault->param, fault->code);
 }
 
-bool cs_api_has_model(const cs_api *api, const char *id)
+static const char *known_models(const cs_api *api, GString *all)
 {
-    return strcmp(id, cs_pipeline_model_id(api->pipeline)) == 0;
+    for (guint i = 0; i < api->models->len; i++)
+        g_string_append_printf(all, "%s\"%s\"", i ? ", " : "",
+                               cs_pipeline_model_id(api->models->pdata[i]));
+    return all->str;
 }
 
-bool cs_api_check_model(const cs_api *api, const char *model, cs_fault *fault)
+cs_pipeline *cs_api_find_model(const cs_api *api, const char *id, cs_fault *fault)
 {
-    const char *id = cs_pipeline_model_id(api->pipeline);
-    if (!model || cs_api_has_model(api, model))
-        return true;
+    for (guint i = 0; i < api->models->len; i++)
+        if (!id || strcmp(id, cs_pipeline_model_id(api->models->pdata[i])) == 0)
+            return api->models->pdata[i];
+    g_autoptr(GString) all = g_string_new(NULL);
     cs_fault_set(fault, CS_ERROR_NOT_FOUND, "model",
-                 "there is no model \"%.100s\" here; this server has \"%s\"", model, id);
+                 "there is no model \"%.100s\" here; this server has %s", id,
+                 known_models(api, all));
     fault->code = "model_not_found";
-    return false;
+    return NULL;
+}
+
+static bool find_model(job *j, cs_fault *fault)
+{
+    j->pipeline = cs_api_find_model(j->api, j->params.model, fault);
+    j->output.pipeline = j->pipeline;
+    return j->pipeline != NULL;
 }
 
 static bool check_modalities(const job *j, cs_fault *fault)
@@ -620,7 +633,7 @@ static bool check_modalities(const job *j, cs_fault *fault)
     static const char *const words[CS_N_MODALITIES] = {"images", "video", "audio"};
     for (guint i = 0; j->content.media && i < j->content.media->len; i++) {
         const cs_content_medium *medium = g_ptr_array_index(j->content.media, i);
-        if (!cs_pipeline_takes(j->api->pipeline, medium->modality))
+        if (!cs_pipeline_takes(j->pipeline, medium->modality))
             return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, medium->param,
                                 "this model takes no %s", words[medium->modality]);
     }
@@ -634,11 +647,11 @@ static bool check_voice(const job *j, cs_fault *fault)
     cs_voice voice;
     if (chat && !j->params.speaks)
         return true;
-    if (!cs_pipeline_voices(j->api->pipeline))
+    if (!cs_pipeline_voices(j->pipeline))
         return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, chat ? "modalities" : NULL,
                             "this model does not speak");
     fill_voice(j, &voice);
-    return cs_pipeline_voice_check(j->api->pipeline, voice.name, &error) ||
+    return cs_pipeline_voice_check(j->pipeline, voice.name, &error) ||
            cs_fault_set(fault, CS_ERROR_INVALID, chat ? "audio.voice" : "voice", "%s",
                         error->message);
 }
@@ -648,7 +661,7 @@ static bool read_content(job *j, const cs_body *body, cs_fault *fault)
     if (j->output.endpoint == CS_ENDPOINT_SPEECH)
         return true; /* a parameter */
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION)
-        return cs_content_read_prompt(&j->content, body, cs_pipeline_vocab_size(j->api->pipeline),
+        return cs_content_read_prompt(&j->content, body, cs_pipeline_vocab_size(j->pipeline),
                                       fault);
     return cs_content_read_messages(&j->content, body, &j->api->policy, fault) &&
            check_modalities(j, fault);
@@ -663,8 +676,7 @@ static uint32_t n_prompts(const job *j)
 
 static bool read_request(job *j, const cs_body *body, cs_fault *fault)
 {
-    if (!cs_params_read(&j->params, body, j->output.endpoint, fault) ||
-        !cs_api_check_model(j->api, j->params.model, fault) ||
+    if (!cs_params_read(&j->params, body, j->output.endpoint, fault) || !find_model(j, fault) ||
         (j->output.endpoint != CS_ENDPOINT_COMPLETION && !check_voice(j, fault)) ||
         !read_content(j, body, fault))
         return false;
@@ -678,8 +690,8 @@ static bool read_request(job *j, const cs_body *body, cs_fault *fault)
 static void prepare_sound(job *j)
 {
     const cs_sound_options options = {.format = j->params.audio_format,
-                                      .sample_rate = cs_pipeline_audio_rate(j->api->pipeline),
-                                      .pool = cs_pipeline_audio_pool(j->api->pipeline),
+                                      .sample_rate = cs_pipeline_audio_rate(j->pipeline),
+                                      .pool = cs_pipeline_audio_pool(j->pipeline),
                                       .makers = j->api->makers,
                                       .x = j->x,
                                       .whole = !j->params.stream};
@@ -692,7 +704,7 @@ static void job_prepare(job *j)
     if (j->params.speaks || j->output.endpoint == CS_ENDPOINT_SPEECH)
         prepare_sound(j);
     j->output.speaks = j->params.speaks;
-    cs_params_sampling(&j->params, j->api->pipeline, &j->sampling);
+    cs_params_sampling(&j->params, j->pipeline, &j->sampling);
     /* What the OpenAI API does for completions that do not say. */
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION && !j->params.has_max_tokens)
         j->sampling.max_tokens = 16;
@@ -722,7 +734,6 @@ static job *job_new(cs_api *api, cs_exchange *x, cs_endpoint endpoint)
     j->x = cs_exchange_ref(x);
     j->received_us = cs_now_us();
     j->output = (cs_output){.endpoint = endpoint,
-                            .pipeline = api->pipeline,
                             .id = cs_exchange_id(x),
                             .created_s = g_get_real_time() / G_USEC_PER_SEC};
     g_mutex_init(&j->lock);

@@ -45,9 +45,10 @@ static const GOptionEntry entries[] = {
 
 static const cs_cli_spec spec = {
     .name = "serve",
-    .arguments = "DIR",
+    .arguments = "DIR...",
     .description =
-        "Serves the model in DIR, a Hugging Face checkpoint directory, over the OpenAI API.\n"
+        "Serves the model in DIR, a Hugging Face checkpoint directory, over the OpenAI API; or the "
+        "models in several.\n"
         "SIGTERM or Ctrl-C lets running requests finish; a second one ends the program at once.",
     .example =
         "  cornserve serve ~/models/Qwen2.5-Omni-3B --port 8000\n"
@@ -55,7 +56,7 @@ static const cs_cli_spec spec = {
         "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Say hello.\"}]}'",
     .entries = entries,
     .min_arguments = 1,
-    .max_arguments = 1,
+    .max_arguments = 16,
 };
 
 /* ---- keys ---- */
@@ -116,20 +117,24 @@ static gpointer second_signal_main(gpointer unused)
 
 /* ---- serving ---- */
 
-static void say_ready(cs_pipeline *pipeline, const cs_api *api, int64_t begun_us)
+static void say_model(cs_pipeline *pipeline)
 {
     cs_pipeline_stats stats;
     cs_pipeline_stats_get(pipeline, &stats);
+    printf(" serves %s; KV cache %.0f MiB for %u tokens, %u at most in one request;",
+           cs_pipeline_model_id(pipeline), (double)stats.kv_bytes_total / (1 << 20),
+           stats.kv_blocks_total * 32, cs_pipeline_max_context_tokens(pipeline));
+}
+
+static void say_ready(const GPtrArray *models, const cs_api *api, int64_t begun_us)
+{
     const char *shown_host = host ? host : "127.0.0.1";
     bool is_v6 = strchr(shown_host, ':') != NULL;
-    printf("ready in %.1f s: http://%s%s%s:%u/v1 serves %s; KV cache %.0f MiB for %u tokens, %u at "
-           "most in one request; resident "
-           "%.0f MiB\n",
-           (double)(cs_now_us() - begun_us) * 1e-6, is_v6 ? "[" : "", shown_host, is_v6 ? "]" : "",
-           cs_api_port(api), cs_pipeline_model_id(pipeline),
-           (double)stats.kv_bytes_total / (1 << 20), stats.kv_blocks_total * 32,
-           cs_pipeline_max_context_tokens(pipeline),
-           (double)cs_process_resident_bytes() / (1 << 20));
+    printf("ready in %.1f s: http://%s%s%s:%u/v1", (double)(cs_now_us() - begun_us) * 1e-6,
+           is_v6 ? "[" : "", shown_host, is_v6 ? "]" : "", cs_api_port(api));
+    for (guint i = 0; i < models->len; i++)
+        say_model(models->pdata[i]);
+    printf(" resident %.0f MiB\n", (double)cs_process_resident_bytes() / (1 << 20));
     fflush(stdout);
 }
 
@@ -144,18 +149,40 @@ static void wait_and_drain(cs_api *api)
     cs_api_drain(api, (int64_t)(drain_seconds * G_USEC_PER_SEC));
 }
 
-static bool serve(const char *dir, const cs_api_options *options, GError **error)
+static bool load_model(GPtrArray *models, const char *dir, GError **error)
+{
+    cs_pipeline *pipeline = cs_cli_load_model(dir, &model_options, error);
+    for (guint i = 0; pipeline && i < models->len; i++)
+        if (strcmp(cs_pipeline_model_id(models->pdata[i]), cs_pipeline_model_id(pipeline)) == 0) {
+            cs_fail(error, CS_ERROR_CONFLICT,
+                    "%s: there are two models %s: a directory's name is "
+                    "its model's id",
+                    dir, cs_pipeline_model_id(pipeline));
+            g_clear_pointer(&pipeline, cs_pipeline_free);
+        }
+    if (pipeline)
+        g_ptr_array_add(models, pipeline);
+    return pipeline != NULL;
+}
+
+static bool serve(char **dirs, cs_api_options *options, GError **error)
 {
     int64_t begun_us = cs_now_us();
-    cs_pipeline *pipeline = cs_cli_load_model(dir, &model_options, error);
-    cs_api *api = pipeline ? cs_api_new(pipeline, options, error) : NULL;
+    g_autoptr(GPtrArray) models = g_ptr_array_new_with_free_func((GDestroyNotify)cs_pipeline_free);
+    for (; *dirs; dirs++)
+        if (!load_model(models, *dirs, error))
+            return false;
+    g_autofree cs_pipeline **more = g_new0(cs_pipeline *, models->len);
+    for (guint i = 1; i < models->len; i++)
+        more[i - 1] = models->pdata[i];
+    options->more_models = more;
+    cs_api *api = cs_api_new(models->pdata[0], options, error);
     if (api) {
-        say_ready(pipeline, api, begun_us);
+        say_ready(models, api, begun_us);
         wait_and_drain(api);
     }
     bool ok = api != NULL;
     cs_api_free(api);
-    cs_pipeline_free(pipeline);
     return ok;
 }
 
@@ -200,6 +227,8 @@ int cs_cli_serve(int argc, char **argv)
         .media_dir = media_dir,
         .state_path = state_path ? state_path : "cornserve.db",
     };
+    if (model_options.plan && argc > 2)
+        return cs_cli_usage(spec.name, "--plan is for one model, there are %d", argc - 1);
     if (!check_options(&options, &error))
         return cs_cli_usage(spec.name, "%s", error->message);
 
@@ -207,7 +236,7 @@ int cs_cli_serve(int argc, char **argv)
     sigset_t set = ending_signals();
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
-    if (!serve(argv[1], &options, &error))
+    if (!serve(argv + 1, &options, &error))
         return cs_cli_fail(spec.name, error);
     return CS_EXIT_OK;
 }

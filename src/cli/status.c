@@ -173,39 +173,39 @@ static void print_apps(const json_t *apps, GString *out)
 static void print_head(const json_t *s, const char *url, GString *out)
 {
     json_int_t up_s = number(s, "uptime_s");
-    g_autofree char *version = text(s, "version"), *state = text(s, "state"),
-                    *model = text(s, "model");
-    g_string_append_printf(
-        out, "cornserve %s at %s: %s, serves %s, up %d:%02d:%02d, resident %.0f MiB\n", version,
-        url, state, model, (int)(up_s / 3600), (int)(up_s / 60 % 60), (int)(up_s % 60),
-        (double)number(s, "resident_bytes") / (1 << 20));
+    g_autofree char *version = text(s, "version"), *state = text(s, "state");
+    g_string_append_printf(out, "cornserve %s at %s: %s, up %d:%02d:%02d, resident %.0f MiB\n",
+                           version, url, state, (int)(up_s / 3600), (int)(up_s / 60 % 60),
+                           (int)(up_s % 60), (double)number(s, "resident_bytes") / (1 << 20));
 }
 
-static void print_totals(const json_t *s, GString *out)
+static void print_model(const json_t *m, GString *out)
 {
-    const json_t *r = json_object_get(s, "requests"), *kv = json_object_get(s, "kv");
-    const json_t *sidecar = json_object_get(s, "sidecar"), *d = json_object_get(s, "dispatcher");
+    const json_t *r = json_object_get(m, "requests"), *kv = json_object_get(m, "kv");
+    const json_t *sidecar = json_object_get(m, "sidecar"), *d = json_object_get(m, "dispatcher");
+    g_autofree char *id = text(m, "id");
     g_string_append_printf(out,
-                           "requests: %d running, %d waiting; %" JSON_INTEGER_FORMAT
+                           "%s\n  requests: %d running, %d waiting; %" JSON_INTEGER_FORMAT
                            " finished, %" JSON_INTEGER_FORMAT " failed, %" JSON_INTEGER_FORMAT
                            " cancelled, %" JSON_INTEGER_FORMAT " set back for want of memory\n",
-                           (int)number(r, "running"), (int)number(r, "waiting"),
+                           id, (int)number(r, "running"), (int)number(r, "waiting"),
                            number(r, "finished"), number(r, "failed"), number(r, "cancelled"),
                            number(r, "preemptions"));
-    g_string_append_printf(out, "KV cache: %d of %d blocks, %.0f MiB in all\n",
+    g_string_append_printf(out, "  KV cache: %d of %d blocks, %.0f MiB in all\n",
                            (int)number(kv, "blocks_used"), (int)number(kv, "blocks_total"),
                            (double)number(kv, "bytes_total") / (1 << 20));
     if (json_is_object(sidecar))
-        g_string_append_printf(out, "sidecar: %.1f of %.1f MiB, %d streams, %d chunks\n",
+        g_string_append_printf(out, "  sidecar: %.1f of %.1f MiB, %d streams, %d chunks\n",
                                (double)number(sidecar, "used_bytes") / (1 << 20),
                                (double)number(sidecar, "pool_bytes") / (1 << 20),
                                (int)number(sidecar, "streams"), (int)number(sidecar, "chunks"));
     if (json_is_object(d))
-        g_string_append_printf(out,
-                               "dispatcher: %d running, %d waiting for an executor; %d runs again "
-                               "after %d deaths of executors\n",
-                               (int)number(d, "active"), (int)number(d, "parked"),
-                               (int)number(d, "retries"), (int)number(d, "executor_deaths"));
+        g_string_append_printf(
+            out,
+            "  dispatcher: %d running, %d waiting for an executor; %d runs again "
+            "after %d deaths of executors\n",
+            (int)number(d, "active"), (int)number(d, "parked"), (int)number(d, "retries"),
+            (int)number(d, "executor_deaths"));
 }
 
 static void print_status(const json_t *s, const char *url, GString *out)
@@ -217,7 +217,9 @@ static void print_status(const json_t *s, const char *url, GString *out)
         return;
     }
     print_head(s, url, out);
-    print_totals(s, out);
+    const json_t *models = json_object_get(s, "models");
+    for (size_t i = 0; i < json_array_size(models); i++)
+        print_model(json_array_get(models, i), out);
     g_string_append_c(out, '\n');
     print_executors(json_object_get(s, "executors"), out);
     print_apps(json_object_get(s, "apps"), out);

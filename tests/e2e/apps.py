@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 
-from plans import Plans
-from serving import Server, Tap, golden_requests
+from plans import DEMO, Plans
+from serving import CHECKPOINT, Server, Tap, golden_requests
 
 
 def command(program, server, *arguments):
@@ -37,6 +37,24 @@ def check_arena(tap, server, where, requests):
             wrong.append((alone, both))
     tap.check(not wrong, f"{where}: the arena gives both models' own answers", wrong[:1])
     tap.check(server.wait_until_idle(), f"{where}: nothing is left of them")
+
+
+def check_two_models(tap, program):
+    """Two models in one server answer as each does alone."""
+    request = greedy(golden_requests()[0])
+    alone = {}
+    for checkpoint in (CHECKPOINT, DEMO):
+        with Server(program, checkpoint=checkpoint) as server:
+            alone[server.model] = texts(json.loads(server.request("POST", "/v1/chat/completions", request)[1]))[0]
+    left, right = alone
+    with tempfile.TemporaryDirectory() as directory, Server(program, str(DEMO), "--state", os.path.join(directory, "two.db")) as server:
+        for name, text in alone.items():
+            found = json.loads(server.request("POST", "/v1/chat/completions", request | {"model": name})[1])
+            tap.equal((found["model"], texts(found)[0]), (name, text), f"two models: {name}")
+        server.request("POST", "/v1/apps", {"name": "duel", "builtin": "arena", "models": {"left": left, "right": right}})
+        found = json.loads(server.request("POST", "/v1/chat/completions", request | {"model": "duel"})[1])
+        answers = {choice["answer"]: choice["message"]["content"] for choice in found["choices"]}
+        tap.equal(answers, {"left": alone[left], "right": alone[right]}, "two models in the arena")
 
 
 def check_command_line(tap, program, server, directory):
@@ -78,6 +96,7 @@ def check(tap, program):
 def main():
     tap = Tap()
     tap.run("apps", check, tap, sys.argv[1])
+    tap.run("two models", check_two_models, tap, sys.argv[1])
     tap.end()
 
 

@@ -291,13 +291,13 @@ static void test_hostile(void)
         g_autoptr(GError) error = NULL;
         cs_runtime *rt = start_runtime();
         g_autofree char *order = g_strdup_printf("hostile %d", round);
-        bool all = round % 2 == 0; /* else those that take the place of a killed one */
-        give_order(all ? order : NULL);
         deploy(rt, "m", SPLIT_PLAN, "", 50);
-        give_order(order);
+        give_order(order); /* for those that take the place of the killed */
         add_plain_app(rt, "m");
         pid_t pid = random_executor(rt, random);
-        if (pid > 0)
+        if (round % 2 == 0)
+            kill_all(rt);
+        else if (pid > 0)
             kill(pid, SIGKILL);
         client clients[AT_ONCE];
         cs_runtime_request *requests[AT_ONCE];

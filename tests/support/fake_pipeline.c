@@ -5,6 +5,7 @@
 #include <string.h>
 
 struct cs_pipeline {
+    const char *id;
     GMutex lock;
     GCond changed;
     uint32_t live, handles;
@@ -30,9 +31,15 @@ struct cs_pipeline_request {
 cs_pipeline *fake_pipeline_new(void)
 {
     cs_pipeline *pipeline = g_new0(cs_pipeline, 1);
+    pipeline->id = "fake";
     g_mutex_init(&pipeline->lock);
     g_cond_init(&pipeline->changed);
     return pipeline;
+}
+
+void fake_pipeline_rename(cs_pipeline *pipeline, const char *id)
+{
+    pipeline->id = id;
 }
 
 void cs_pipeline_free(cs_pipeline *pipeline)
@@ -81,7 +88,7 @@ void fake_pipeline_set_busy(cs_pipeline *pipeline, bool busy)
 
 const char *cs_pipeline_model_id(const cs_pipeline *pipeline)
 {
-    return "fake";
+    return pipeline->id;
 }
 
 bool cs_pipeline_takes(const cs_pipeline *pipeline, cs_modality modality)
@@ -343,7 +350,8 @@ cs_pipeline_request *cs_pipeline_submit(cs_pipeline *pipeline, const cs_request 
     r->aloud = request->aloud != NULL;
     r->credit = request->voice.credit_samples ? request->voice.credit_samples : UINT64_MAX;
     r->n_logprobs = request->sampling.n_logprobs;
-    GString *opening = g_string_new("h\xc3\xa9llo");
+    GString *opening =
+        g_string_new(strcmp(pipeline->id, "fake") == 0 ? "h\xc3\xa9llo" : pipeline->id);
     for (uint32_t i = 0; i < request->n_media; i++)
         g_string_append_printf(opening, " [%d: %zu bytes]", request->media[i].modality,
                                g_bytes_get_size(request->media[i].bytes));

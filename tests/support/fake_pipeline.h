@@ -12,7 +12,9 @@
 /* Of speech with each token; the voices are Ann and Ben. */
 #define FAKE_PIPELINE_TOKEN_SAMPLES 2400
 
-cs_pipeline *fake_pipeline_new(void);
+cs_pipeline *fake_pipeline_new(void); /* its id is "fake" */
+/* Another id, which its answers begin with. */
+void fake_pipeline_rename(cs_pipeline *pipeline, const char *id);
 /* Requests submitted and not yet done, handles not yet released. */
 uint32_t fake_pipeline_live(cs_pipeline *pipeline);
 uint32_t fake_pipeline_handles(cs_pipeline *pipeline);

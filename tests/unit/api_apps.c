@@ -170,6 +170,35 @@ static void test_arena(void)
     tear_down(&f);
 }
 
+/* Two models behind one server: each is asked by its name, and both by an app. */
+static void test_two_models(void)
+{
+    cs_pipeline *other = fake_pipeline_new();
+    fake_pipeline_rename(other, "other");
+    fixture f;
+    set_up(&f, &(cs_api_options){.more_models = (cs_pipeline *[]){other, NULL}});
+    ASSERT_ALL(get(&f, "/v1/models"), "\"id\":\"fake\"", "\"id\":\"other\"");
+    ASSERT_ALL(get(&f, "/v1/models/other"), " 200 ", "\"id\":\"other\"");
+    ASSERT_ALL(ask_chat(&f, "other", "x", ""), "\"model\":\"other\"", "\"content\":\"other 1");
+    ASSERT_ALL(ask_chat(&f, "fake", "x", ""), "\"model\":\"fake\"", "\"content\":\"h\xc3\xa9llo 1");
+    ASSERT_ALL(chat(&f, "x", ""), "\"model\":\"fake\"");
+    ASSERT_ALL(ask_chat(&f, "third", "x", ""), " 404 ",
+               "this server has \\\"fake\\\", \\\"other\\\"");
+    ASSERT_ALL(post(&f, "/v1/apps",
+                    "{\"name\":\"duel\",\"builtin\":\"arena\",\"models\":"
+                    "{\"left\":\"fake\",\"right\":\"other\"}}"),
+               " 201 ");
+    g_autofree char *stream = ask(&f, "duel", "x", ",\"stream\":true");
+    g_autofree char *left = side(stream, "left"), *right = side(stream, "right");
+    g_assert_cmpstr(left, ==, "h\xc3\xa9llo 1 2 3 4");
+    g_assert_cmpstr(right, ==, "other 1 2 3 4");
+    ASSERT_ALL(get(&f, "/status"), "\"id\":\"fake\"", "\"id\":\"other\"");
+    ASSERT_ALL(get(&f, "/metrics"), "cornserve_requests_started_total 5");
+    tear_down(&f);
+    g_assert_cmpuint(fake_pipeline_handles(other), ==, 0);
+    cs_pipeline_free(other);
+}
+
 static void test_streams(void)
 {
     fixture f;
@@ -387,6 +416,7 @@ int main(int argc, char **argv)
     g_test_add_func("/apps/kept", test_kept);
     g_test_add_func("/apps/not_a_state_file", test_not_a_state_file);
     g_test_add_func("/apps/arena", test_arena);
+    g_test_add_func("/apps/two_models", test_two_models);
     g_test_add_func("/apps/streams", test_streams);
     g_test_add_func("/apps/media", test_media);
     g_test_add_func("/apps/hostile", test_hostile);

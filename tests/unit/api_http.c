@@ -30,7 +30,7 @@ static void test_statuses(void)
         {"GET /v1/models HTTP/1.1", "", " 200 ", "\"id\":\"fake\""},
         {"GET /v1/models/fake HTTP/1.1", "", " 200 ", "\"id\":\"fake\""},
         {"GET /v1/models/other HTTP/1.1", "", " 404 ", "model_not_found"},
-        {"GET /status HTTP/1.1", "", " 200 ", "\"executors\":[{\"name\":\"this process\""},
+        {"GET /status HTTP/1.1", "", " 200 ", "\"executors\":[{\"name\":\"fake\""},
         {"GET /metrics HTTP/1.1", "", " 200 ", "cornserve_kv_blocks_total"},
         {"GET /nothing HTTP/1.1", "", " 404 ", "unknown_url"},
         {"GET /v1/models/ HTTP/1.1", "", " 404 ", "unknown_url"},
