@@ -1,9 +1,10 @@
-/* Figures of the planner: bench/planner DIR, with the four input files of bench/planner/inputs.py
- * in DIR.
+/* Figures of the planner: bench/planner DIR [all | pairs], with the four input files of
+ * bench/planner/inputs.py in DIR.
  *
  * Prints the simulator's events per second on one core; the time of planning for throughput and for
- * goodput with the memory it took; and, for goodput, what every candidate of one subplan whose flow
- * exceeds the planner's goodput reaches in the same simulation (the others cannot reach it).
+ * goodput with the memory it took. With "all", also what every candidate of one subplan whose flow
+ * exceeds the planner's goodput reaches in the same simulation (the others cannot reach it); with
+ * "pairs", every candidate of up to two overlaid subplans (many minutes).
  */
 #include "base/os.h"
 #include "plan/fast.h"
@@ -108,15 +109,15 @@ static void time_replan(const inputs *in, const cs_layout *layout)
     }
 }
 
-/* ---- every candidate of one subplan ---- */
+/* ---- every candidate ---- */
 
 typedef struct {
     const inputs *in;
-    const cs_subplan *subplan;
+    size_t exec[2 * CS_PLAN_MAX_STAGES], n; /* the executor types of a set */
     int *counts;
-    size_t exec[CS_PLAN_MAX_STAGES];
     double floor_rps, best;
-    size_t seen, simulated;
+    size_t sets, seen, simulated;
+    GHashTable *known; /* sets that were tried */
 } exhaustive;
 
 static void judge(exhaustive *x)
@@ -126,7 +127,8 @@ static void judge(exhaustive *x)
     if (rate <= x->floor_rps)
         return;
     cs_candidate c = {.rate = rate};
-    cs_candidate_from_counts(&c, x->in->problem, x->counts);
+    if (!cs_candidate_from_counts(&c, x->in->problem, x->counts))
+        return;
     g_autoptr(cs_layout) layout = cs_place_balanced(x->in->flow, &c);
     if (!layout)
         return;
@@ -134,22 +136,59 @@ static void judge(exhaustive *x)
     x->best = MAX(x->best, cs_fast_goodput(layout, 4000, 6, NULL));
 }
 
-static void all_counts(exhaustive *x, guint i, int left)
+/* Every division of the devices among the types of the set. */
+static void all_counts(exhaustive *x, size_t i, int left)
 {
-    if (i + 1 == x->subplan->n) {
+    if (i + 1 == x->n) {
         x->counts[x->exec[i]] = left;
         judge(x);
         x->counts[x->exec[i]] = 0;
         return;
     }
-    for (int n = 1; n <= left - (int)(x->subplan->n - i - 1); n++) {
+    for (int n = 1; n <= left - (int)(x->n - i - 1); n++) {
         x->counts[x->exec[i]] = n;
         all_counts(x, i + 1, left - n);
     }
     x->counts[x->exec[i]] = 0;
 }
 
-static void try_everything(const inputs *in, double goodput)
+/* Adds the subplan's executor types to the set; false where one does not exist on one device. */
+static bool add_subplan(exhaustive *x, const cs_subplan *subplan)
+{
+    const cs_problem *p = x->in->problem;
+    for (guint k = 0; k < subplan->n; k++) {
+        size_t e = 0, i = 0;
+        while (e < p->n_execs && (p->execs[e].mask != subplan->masks[k] || p->execs[e].count != 1))
+            e++;
+        if (e == p->n_execs)
+            return false;
+        while (i < x->n && x->exec[i] < e)
+            i++;
+        if (i < x->n && x->exec[i] == e)
+            continue;
+        memmove(&x->exec[i + 1], &x->exec[i], (x->n - i) * sizeof x->exec[0]);
+        x->exec[i] = e;
+        x->n++;
+    }
+    return true;
+}
+
+static void try_set(exhaustive *x, const cs_subplan *a, const cs_subplan *b)
+{
+    int devices = x->in->problem->capacity[0];
+    x->n = 0;
+    if (!add_subplan(x, a) || (b && !add_subplan(x, b)) || (int)x->n > devices)
+        return;
+    g_autoptr(GString) key = g_string_new(NULL);
+    for (size_t i = 0; i < x->n; i++)
+        g_string_append_printf(key, "%zu ", x->exec[i]);
+    if (!g_hash_table_add(x->known, g_strdup(key->str)))
+        return;
+    x->sets++;
+    all_counts(x, 0, devices);
+}
+
+static void try_everything(const inputs *in, double goodput, bool pairs)
 {
     const cs_problem *p = in->problem;
     if (p->cluster->n_kinds > 1 || p->capacity[0] > 16)
@@ -158,22 +197,17 @@ static void try_everything(const inputs *in, double goodput)
     double start = now_s();
     g_autoptr(GArray) subplans = cs_subplans_list(p, 100000, &cut);
     exhaustive x = {.in = in, .floor_rps = goodput, .counts = g_new0(int, p->n_execs)};
-    for (guint i = 0; i < subplans->len; i++) {
-        x.subplan = &g_array_index(subplans, cs_subplan, i);
-        bool single = true;
-        for (guint k = 0; k < x.subplan->n; k++)
-            for (size_t e = 0; e < p->n_execs; e++)
-                if (p->execs[e].mask == x.subplan->masks[k]) {
-                    x.exec[k] = e;
-                    single &= p->execs[e].count == 1;
-                }
-        if (single && (int)x.subplan->n <= p->capacity[0])
-            all_counts(&x, 0, p->capacity[0]);
-    }
-    printf("every candidate of one subplan: %zu, of which %zu have a flow above the planner's "
-           "goodput; "
-           "simulated, the best reaches %.4g requests/s, the planner's %.4g (%.0f s)\n",
-           x.seen, x.simulated, x.best, goodput, now_s() - start);
+    x.known = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    for (guint i = 0; i < subplans->len; i++)
+        for (guint j = 0; j <= (pairs ? i : 0); j++)
+            try_set(&x, &g_array_index(subplans, cs_subplan, i),
+                    pairs && j < i ? &g_array_index(subplans, cs_subplan, j) : NULL);
+    printf("every candidate of %s: %zu sets of executor types, %zu candidates, of which %zu have a "
+           "flow above the planner's goodput; simulated, the best reaches %.4g requests/s, the "
+           "planner's %.4g (%.0f s)\n",
+           pairs ? "two subplans" : "one subplan", x.sets, x.seen, x.simulated, x.best, goodput,
+           now_s() - start);
+    g_hash_table_unref(x.known);
     g_free(x.counts);
 }
 
@@ -182,7 +216,8 @@ int main(int argc, char **argv)
     inputs in = {0};
     g_autoptr(GError) error = NULL;
     if (argc < 2 || !load(&in, argv[1], &error)) {
-        fprintf(stderr, "planner DIR [all]: %s\n", error ? error->message : "DIR is needed");
+        fprintf(stderr, "planner DIR [all | pairs]: %s\n",
+                error ? error->message : "DIR is needed");
         return 2;
     }
     double throughput = 0, goodput = 0;
@@ -197,7 +232,7 @@ int main(int argc, char **argv)
     if (in.cluster->n_nodes <= 16) {
         g_autoptr(cs_layout) other = time_plan(&in, CS_POLICY_GOODPUT, &goodput);
         if (other && argc > 2)
-            try_everything(&in, goodput);
+            try_everything(&in, goodput, strcmp(argv[2], "pairs") == 0);
     }
     getrusage(RUSAGE_SELF, &usage);
     printf("peak memory: %.0f MB\n", (double)usage.ru_maxrss / 1024);

@@ -18,6 +18,7 @@ import inputs  # noqa: E402
 
 PROGRAM = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else sys.exit(__doc__)
 REQUESTS = "2000"
+GAINS = []
 
 
 def files(directory, workload="workload.json"):
@@ -76,7 +77,18 @@ def evaluate(title, directory, shapes=()):
     top = best[0][2]
     ratios = [f"{name} {top / goodput:.2f}x" for name, _, goodput, _ in best[1:] if goodput]
     print(f"\nGoodput of the planner's plan over: {', '.join(ratios) or 'no baseline fits'}.")
+    GAINS.append((title, [top / goodput if goodput else None for _, _, goodput, _ in best[1:]]))
     return results
+
+
+def gains():
+    """One row an evaluation: the planner's goodput over each strategy's."""
+    print("\n**Goodput of the planner's plan over the strategies of others** (published: 1.12-6.32 over all of its "
+          "workloads and baselines, on hardware)\n")
+    print("| workload | monolithic | encoders apart | EPD | fully split |")
+    print("|---|---|---|---|---|")
+    for title, ratios in GAINS:
+        print(f"| {title} | " + " | ".join(f"{r:.2f}x" if r else "does not fit" for r in ratios) + " |")
 
 
 def make(root, name, model, **options):
@@ -96,6 +108,9 @@ def main():
              [("published", PUBLISHED_QWEN3)])
     evaluate("The same, decode without a fixed cost", make(root, "q3flat", "qwen3_omni", flat=True),
              [("published", PUBLISHED_QWEN3)])
+    for efficiency in (1, 0.8):
+        evaluate(f"Qwen3-Omni, executors of one device or of a pair {2 * efficiency:g} times as fast",
+                 make(root, f"q3p{efficiency}", "qwen3_omni", pairs=efficiency), [("published", PUBLISHED_QWEN3)])
     for share in (0.1, 0.2, 0.9):
         shares = dict(inputs.MODELS["qwen2_5_omni"]["shares"], speech=share)
         evaluate(f"Qwen2.5-Omni, 8 devices, {share:.0%} with speech",
@@ -113,6 +128,7 @@ def main():
                       ("encoders apart, 1 pair", "1 x image_encoderx2, 7 x thinkerx2"),
                       ("encoders apart, 2 pairs", "2 x image_encoderx2, 6 x thinkerx2"),
                       ("encoders apart, 3 pairs", "3 x image_encoderx2, 5 x thinkerx2")])
+    gains()
 
 
 if __name__ == "__main__":

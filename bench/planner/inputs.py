@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Writes the planning inputs of the evaluation: published component throughputs as profiles.
 
-    bench/planner/inputs.py DIR
+    bench/planner/inputs.py DIR [--flat] [--pairs X] [--devices N]
+
+writes the four files of each model into DIR/MODEL.
 
 One rule turns the published saturated throughputs (requests/s of an executor on an A100, two of them
 above 30 billion parameters) into step costs, for every model alike:
@@ -15,11 +17,12 @@ above 30 billion parameters) into step costs, for every model alike:
   80 GB usable, 2 GB of workspace a component.
 
 Nothing here is fitted to a plan's shape. `--flat` leaves out the fixed part of decode, so that memory
-limits nothing but what fits.
+limits nothing but what fits. `--pairs X` also lets executors stand on two devices and be 2X as fast there
+(1: ideal scaling, which flatters whoever uses pairs). No such figures are published.
 """
+import argparse
 import json
 import os
-import sys
 
 TFLOPS, BANDWIDTH, MEMORY, USABLE = 312e12 * 0.5, 2e12, 80e9, 0.9
 GB = 1e9
@@ -122,7 +125,17 @@ def mean_prompt(model, shares):
             + shares.get("video", 0) * MEAN["video"] + shares.get("audio", 0) * MEAN["audio"])
 
 
-def profiles(model, flat):
+def paired(entry, efficiency):
+    """The entry on two devices, with this share of ideal scaling."""
+    speedup = 2 * efficiency
+    out = dict(entry, count=2 * entry["count"])
+    for key, factor in (("throughput_rps", speedup), ("fixed_s", 1 / speedup), ("per_unit_s", 1 / speedup)):
+        if key in out:
+            out[key] *= factor
+    return out
+
+
+def profiles(model, flat, pairs):
     m, out = MODELS[model], []
     count = m.get("count", 1)
     base = {"device": "a100", "count": count}
@@ -154,6 +167,8 @@ def profiles(model, flat):
     out.append(base | {"component": "thinker", "role": "prefill", "max_batch": 64, "chunk_units": 8192,
                        "per_unit_s": prefill / prompt})
     out.append(base | {"component": "thinker", "role": "decode", "max_batch": 256, "fixed_s": fixed, "per_unit_s": per})
+    if pairs:
+        out += [paired(entry, pairs) for entry in out]
     return {"version": 1, "name": "published A100 throughputs", "profiles": out}
 
 
@@ -189,10 +204,10 @@ def cluster(devices, nodes=None):
                          "hop_overhead_s": 0.010}}
 
 
-def write(directory, model, shares=None, flat=False, devices=None, rate=1.0):
+def write(directory, model, shares=None, flat=False, pairs=0, devices=None, rate=1.0):
     os.makedirs(directory, exist_ok=True)
     shares = shares or MODELS[model]["shares"]
-    files = {"graph.json": graph(model), "profiles.json": profiles(model, flat),
+    files = {"graph.json": graph(model), "profiles.json": profiles(model, flat, pairs),
              "workload.json": workload(model, shares, rate),
              "cluster.json": cluster(devices or MODELS[model]["devices"])}
     for name, content in files.items():
@@ -202,10 +217,14 @@ def write(directory, model, shares=None, flat=False, devices=None, rate=1.0):
 
 
 def main():
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory")
+    parser.add_argument("--flat", action="store_true")
+    parser.add_argument("--pairs", type=float, default=0, metavar="X")
+    parser.add_argument("--devices", type=int, help="in nodes of 8; default: as published")
+    o = parser.parse_args()
     for model in MODELS:
-        write(os.path.join(sys.argv[1], model), model, flat="--flat" in sys.argv)
+        write(os.path.join(o.directory, model), model, flat=o.flat, pairs=o.pairs, devices=o.devices)
 
 
 if __name__ == "__main__":

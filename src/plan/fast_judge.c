@@ -1,5 +1,6 @@
 /* Phases 3 and 4 of the fast planner: who is best when queues count. */
 #include "plan/fast_internal.h"
+#include "plan/place.h"
 #include "plan/screen.h"
 
 #include <math.h>
@@ -13,10 +14,12 @@
 #define KEEP_FINAL 5    /* plans that the last rounds of the race compare */
 #define PACE_SETTERS 4  /* plans whose goodput gives the first round's rate */
 #define SCREEN_SAMPLES 512
-#define HORIZON_TARGETS 5.0    /* a run that judges goodput lasts so many of the longest target */
-#define MAX_HORIZON 20000.0    /* requests */
-#define GOODPUT_TOLERANCE 0.01 /* of the bisection, relative */
-#define LAST_REQUESTS 1000     /* of the runs that follow an interruption */
+#define HORIZON_TARGETS 5.0      /* a run that judges goodput lasts so many of the longest target */
+#define MAX_HORIZON 20000.0      /* requests */
+#define GOODPUT_TOLERANCE 0.01   /* of the bisection, relative */
+#define EXCHANGE_REQUESTS 600000 /* to simulate in exchanges of replicas, in all */
+#define EXCHANGE_BATCH 16        /* neighbours simulated before the best of them is taken */
+#define LAST_REQUESTS 1000       /* of the runs that follow an interruption */
 #define MAX_THREADS 16
 
 /* ---- phase 3: screening ---- */
@@ -278,7 +281,12 @@ static void set_pace(heat *h, size_t longest)
         h->load = MAX(i || h->round ? h->load : 0, h->paces[i]);
     if (h->load <= 0)
         h->load = f->o.load_factor * h->racers[0]->objective;
-    h->requests = horizon_requests(f->p, h->load, h->requests);
+    /* Many racers run in the first rounds: half as long they still tell the better half. */
+    static const double shares[] = {0.3, 0.5};
+    size_t whole = horizon_requests(f->p, h->load, h->requests);
+    h->requests = h->round < G_N_ELEMENTS(shares)
+                      ? MAX(h->requests, (size_t)(shares[h->round] * (double)whole))
+                      : whole;
 }
 
 static void run_racer(guint i, void *data)
@@ -406,6 +414,92 @@ static void final_run(const planner *f, GPtrArray *runners, double least, conten
         }
 }
 
+/* ---- exchanging replicas of the winner ---- */
+
+static gint by_rate(gconstpointer a, gconstpointer b)
+{
+    const cs_candidate *x = a, *y = b;
+    return (x->rate < y->rate) - (x->rate > y->rate);
+}
+
+/* Plans one replica away (one more where devices are free, or another in place of one) whose flow
+ * is above this rate, highest first. */
+static GArray *neighbours(const planner *f, const cs_candidate *c, double above)
+{
+    const cs_problem *p = f->p;
+    GArray *out = g_array_new(FALSE, FALSE, sizeof(cs_candidate));
+    g_autofree int *counts = g_new0(int, p->n_execs + 1);
+    int left[CS_PLAN_MAX_KINDS];
+    memcpy(left, p->capacity, sizeof left);
+    cs_candidate_counts(c, p, counts);
+    for (size_t e = 0; e < p->n_execs; e++)
+        left[p->execs[e].kind] -= counts[e] * p->execs[e].count;
+    for (size_t a = 0; a <= p->n_execs; a++) { /* the last: none is taken away */
+        if (a < p->n_execs && counts[a] == 0)
+            continue;
+        for (size_t b = 0; b < p->n_execs; b++) {
+            bool same_kind = a < p->n_execs && p->execs[a].kind == p->execs[b].kind;
+            int room = left[p->execs[b].kind] + (same_kind ? p->execs[a].count : 0);
+            if (a == b || room < p->execs[b].count)
+                continue;
+            counts[a] -= a < p->n_execs;
+            counts[b]++;
+            cs_candidate x = {.origin = "an exchange in the simulator"};
+            x.rate = cs_flow_rate(f->flow, counts);
+            if (x.rate > above && cs_candidate_from_counts(&x, p, counts))
+                g_array_append_val(out, x);
+            counts[a] += a < p->n_execs;
+            counts[b]--;
+        }
+    }
+    g_array_sort(out, by_rate);
+    return out;
+}
+
+/* Runs the next neighbours and keeps the best of those that are better than *best, if any. */
+static bool take_better(planner *f, const GArray *near, guint from, guint n, contender **winner,
+                        double *best)
+{
+    g_autofree contender *racers = g_new0(contender, n);
+    g_autoptr(GPtrArray) runners = g_ptr_array_new();
+    for (guint i = 0; i < n; i++) {
+        racers[i].c = g_array_index(near, cs_candidate, from + i);
+        racers[i].layout = cs_place_balanced(f->flow, &racers[i].c);
+        if (racers[i].layout)
+            g_ptr_array_add(runners, &racers[i]);
+    }
+    contender *better = NULL;
+    final_run(f, runners, *best * (1 + GOODPUT_TOLERANCE), &better, best);
+    for (guint i = 0; i < n; i++)
+        if (&racers[i] != better)
+            cs_layout_free(racers[i].layout);
+    if (!better)
+        return false;
+    g_array_append_val(f->all, *better);
+    *winner = &g_array_index(f->all, contender, f->all->len - 1);
+    return true;
+}
+
+/* The flow's best counts are not the simulator's: where queues hurt, a replica elsewhere gives
+ * more. Steps to better neighbours until there is none or the simulations are used up. */
+static void polish(planner *f, contender **winner, double *best)
+{
+    size_t each = horizon_requests(f->p, *best, f->o.sim_requests), runs = EXCHANGE_REQUESTS / each;
+    guint tried = 0, taken = 0;
+    bool better = true;
+    while (better && tried < runs && !fast_out_of_time(f)) {
+        better = false;
+        g_autoptr(GArray) near = neighbours(f, &(*winner)->c, *best * (1 + GOODPUT_TOLERANCE));
+        for (guint i = 0, n; !better && i < near->len && tried < runs && !fast_out_of_time(f);
+             i += n, tried += n) {
+            n = MIN(MIN(near->len - i, EXCHANGE_BATCH), (guint)(runs - tried));
+            better = take_better(f, near, i, n, winner, best);
+        }
+        taken += better;
+    }
+    fast_say(f, "  exchanges: %u neighbours of the winner simulated, %u taken\n", tried, taken);
+}
+
 double fast_judge_goodput(planner *f, contender **winner)
 {
     g_autoptr(GPtrArray) first = g_ptr_array_new(), others = g_ptr_array_new();
@@ -420,6 +514,8 @@ double fast_judge_goodput(planner *f, contender **winner)
     final_run(f, first, 0, winner, &best);
     if (!fast_out_of_time(f))
         final_run(f, others, best * (1 + GOODPUT_TOLERANCE), winner, &best);
+    if (best > 0 && !f->o.no_simulation && !fast_out_of_time(f))
+        polish(f, winner, &best);
     if (fast_interrupted(f)) {
         *winner = leader;
         best = cs_fast_goodput(leader->layout, LAST_REQUESTS, f->o.seed + 5, NULL);
