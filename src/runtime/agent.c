@@ -76,11 +76,11 @@ static void went_down(executor *x, const char *why)
 {
     cs_runtime *rt = x->runtime;
     int64_t now_us = cs_now_us();
-    bool good = x->ready_us > 0 && (x->has_finished || now_us - x->ready_us > GOOD_FOR_US);
+    bool good = x->ready_us > 0 && (x->has_worked || now_us - x->ready_us > GOOD_FOR_US);
     x->failures = good ? 1 : x->failures + 1;
     x->state = EXECUTOR_DOWN;
     x->ready_us = 0;
-    x->has_finished = false;
+    x->has_worked = false;
     close_process(x);
     dispatch_lost(x, why);
     if (x->stopping)

@@ -19,26 +19,37 @@ static bool check_executor(const cs_plan_executor *e, const cs_tasks *tasks, GEr
                        "plan: executor %s: device %s: expected cpu, emu:NAME or openai", e->name,
                        e->device);
     for (size_t i = 0; i < e->n_hosted; i++) {
-        if (!find_unit(tasks, e->hosted[i].name))
+        const cs_unit *unit = find_unit(tasks, e->hosted[i].name);
+        if (!unit)
             return cs_fail(error, CS_ERROR_INVALID,
                            "plan: executor %s: the model has no component %s", e->name,
                            e->hosted[i].name);
-        if (e->hosted[i].role != CS_ROLE_BOTH)
+        if (e->hosted[i].role != CS_ROLE_BOTH &&
+            (!unit->split || strcmp(agent_kind_of_device(e->device), "model") != 0))
             return cs_fail(error, CS_ERROR_UNSUPPORTED,
-                           "plan: executor %s: %s in the role %s: this runtime runs prefill and "
-                           "decode of a model together only",
-                           e->name, e->hosted[i].name, cs_plan_role_name(e->hosted[i].role));
+                           "plan: executor %s: %s in the role %s: on device %s it runs whole only",
+                           e->name, e->hosted[i].name, cs_plan_role_name(e->hosted[i].role),
+                           e->device);
     }
     return true;
 }
 
-static bool is_hosted(const cs_plan *plan, const char *component)
+static bool is_hosted_as(const cs_plan *plan, const char *component, cs_plan_role role)
 {
     for (size_t e = 0; e < plan->n_executors; e++)
         for (size_t i = 0; i < plan->executors[e].n_hosted; i++)
-            if (strcmp(plan->executors[e].hosted[i].name, component) == 0)
+            if (strcmp(plan->executors[e].hosted[i].name, component) == 0 &&
+                plan->executors[e].hosted[i].role == role)
                 return true;
     return false;
+}
+
+/* Whole or in halves. */
+static bool is_hosted(const cs_plan *plan, const char *component)
+{
+    return is_hosted_as(plan, component, CS_ROLE_BOTH) ||
+           (is_hosted_as(plan, component, CS_ROLE_PREFILL) &&
+            is_hosted_as(plan, component, CS_ROLE_DECODE));
 }
 
 /* What a request of this kind would do, at 1000 of every size. */

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Attempts that brought the client further are allowed this many times more. */
+#define ATTEMPTS_FACTOR 8
 /* A replica that has a prompt's prefix in its cache is worth waiting behind this many more. */
 #define AFFINITY_SLACK 4
 #define SEEN_BYTES_MAX                                                                             \
@@ -24,21 +26,21 @@ deployment *dispatch_find(cs_runtime *rt, const char *model)
 
 /* --- choosing --- */
 
-static bool hosts(const cs_plan_executor *e, const char *component)
+static bool hosts(const cs_plan_executor *e, const char *component, cs_plan_role role)
 {
     for (size_t i = 0; i < e->n_hosted; i++)
-        if (strcmp(e->hosted[i].name, component) == 0)
+        if (strcmp(e->hosted[i].name, component) == 0 && e->hosted[i].role == role)
             return true;
     return false;
 }
 
-static bool takes(const executor *x, const char *component, size_t entry)
+static bool takes(const executor *x, const char *component, cs_plan_role role, size_t entry)
 {
     const cs_plan *plan = x->deployment->plan;
     if (x->state != EXECUTOR_READY || x->stopping)
         return false;
     return entry < plan->n_executors ? x->entry == entry
-                                     : hosts(&plan->executors[x->entry], component);
+                                     : hosts(&plan->executors[x->entry], component, role);
 }
 
 /* Rendezvous hashing: the same prefix prefers the same replica, whichever others come and go. */
@@ -48,14 +50,15 @@ static uint64_t affinity(const char *prefix, const executor *x)
     return cs_hash(hash, x->name, strlen(x->name));
 }
 
-/* The least loaded ready executor that hosts the component: of that entry, or of any for an entry
- * beyond the last. NULL if there is none. */
-static executor *pick(const deployment *d, const char *component, size_t entry, const char *prefix)
+/* The least loaded ready executor that hosts the component in the role: of that entry, or of any
+ * for an entry beyond the last. NULL if there is none. */
+static executor *pick(const deployment *d, const char *component, cs_plan_role role, size_t entry,
+                      const char *prefix)
 {
     executor *least = NULL, *near = NULL;
     for (guint i = 0; i < d->executors->len; i++) {
         executor *x = d->executors->pdata[i];
-        if (!takes(x, component, entry))
+        if (!takes(x, component, role, entry))
             continue;
         if (!least || x->in_flight < least->in_flight)
             least = x;
@@ -118,22 +121,68 @@ static const cs_plan_path *choose_path(deployment *d, size_t route, const cs_rec
     return &plan->paths[best];
 }
 
-/* Fills in an executor for every invocation; false if one has none that is ready. */
-static bool choose_all(const call *c, deployment *d, const cs_plan_path *path)
+/* On the path's executor, or when that is down on any that can. */
+static executor *pick_on(const deployment *d, const cs_plan_path *path, const char *component,
+                         cs_plan_role role, const char *prefix)
 {
-    for (guint i = 0; i < c->recording->invocations->len; i++) {
-        const cs_invocation *invocation = cs_recording_invocation(c->recording, i);
-        const char *component = invocation->unit->name;
-        const char *prefix = json_string_value(json_object_get(invocation->params, "affinity"));
-        const cs_plan_hop *hop = path ? find_hop(path, component) : NULL;
-        executor *x = hop ? pick(d, component, hop->executor, prefix) : NULL;
-        if (!x) /* the plan's choice is down: anyone who can */
-            x = pick(d, component, SIZE_MAX, prefix);
-        if (!x)
-            return false;
-        c->invocations[i].on = x;
-    }
+    executor *x = NULL;
+    for (size_t i = 0; path && !x && i < path->n_hops; i++)
+        if (path->hops[i].role == role && strcmp(path->hops[i].component, component) == 0)
+            x = pick(d, component, role, path->hops[i].executor, prefix);
+    return x ? x : pick(d, component, role, SIZE_MAX, prefix);
+}
+
+/* A path through halves takes them before an executor of the whole. */
+static bool prefers_halves(const cs_plan_path *path, const char *component)
+{
+    const cs_plan_hop *hop = path ? find_hop(path, component) : NULL;
+    return hop && hop->role != CS_ROLE_BOTH;
+}
+
+static bool choose_halves(const call *c, uint32_t i, const deployment *d, const cs_plan_path *path,
+                          const char *prefix)
+{
+    const char *component = cs_recording_invocation(c->recording, i)->unit->name;
+    executor *prefill = pick_on(d, path, component, CS_ROLE_PREFILL, prefix);
+    executor *decode = pick_on(d, path, component, CS_ROLE_DECODE, NULL);
+    if (!prefill || !decode)
+        return false;
+    c->invocations[i].on = decode;
+    c->invocations[c->recording->invocations->len + i].on = prefill == decode ? NULL : prefill;
     return true;
+}
+
+static bool choose(const call *c, uint32_t i, const deployment *d, const cs_plan_path *path)
+{
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, i);
+    const char *component = invocation->unit->name;
+    const char *prefix = json_string_value(json_object_get(invocation->params, "affinity"));
+    bool halves_first = prefers_halves(path, component);
+    c->invocations[c->recording->invocations->len + i].on = NULL;
+    if (halves_first && choose_halves(c, i, d, path, prefix))
+        return true;
+    c->invocations[i].on = pick_on(d, path, component, CS_ROLE_BOTH, prefix);
+    return c->invocations[i].on || (!halves_first && choose_halves(c, i, d, path, prefix));
+}
+
+/* Fills in an executor for every invocation; false if one has none that is ready. */
+static bool choose_all(const call *c, const deployment *d, const cs_plan_path *path)
+{
+    for (guint i = 0; i < c->recording->invocations->len; i++)
+        if (!choose(c, i, d, path))
+            return false;
+    return true;
+}
+
+/* Invocations, then their prefills, of which most are not there. */
+static uint32_t n_slots(const call *c)
+{
+    return 2 * c->recording->invocations->len;
+}
+
+static executor *prefill_of(const call *c, uint32_t index)
+{
+    return c->invocations[c->recording->invocations->len + index].on;
 }
 
 /* --- sending --- */
@@ -160,6 +209,12 @@ static uint32_t attachment_stream(const call *c, uint32_t index)
     return c->recording->forwards->len + index;
 }
 
+/* And after those, the KV blocks from a prefill to its decode. */
+static uint32_t kv_stream(const call *c, uint32_t index)
+{
+    return attachment_stream(c, c->recording->invocations->len) + index;
+}
+
 /* Copies the invocation's attachment into the sidecar. CS_ERROR_BUSY: there is no room now. */
 static bool send_attachment(call *c, uint32_t index, GError **error)
 {
@@ -176,9 +231,9 @@ static bool send_attachment(call *c, uint32_t index, GError **error)
     gsize head_bytes = 0, body_bytes = 0;
     const void *head = g_bytes_get_data(a->head, &head_bytes);
     const void *body = a->body ? g_bytes_get_data(a->body, &body_bytes) : NULL;
-    cs_sender *sender =
-        cs_sender_open(c->request->runtime->sidecar, c->attempt, attachment_stream(c, index),
-                       (cs_sender_options){.n_consumers = 1, .n_chunks = 1}, error);
+    cs_sender *sender = cs_sender_open(
+        c->request->runtime->sidecar, c->attempt, attachment_stream(c, index),
+        (cs_sender_options){.n_consumers = prefill_of(c, index) ? 2 : 1, .n_chunks = 1}, error);
     cs_chunk chunk;
     bool ok = sender && cs_sender_alloc(sender, head_bytes + body_bytes, 0, &chunk, error);
     if (ok && head_bytes > 0)
@@ -200,39 +255,53 @@ static bool is_local(const call *c, uint32_t forward)
         const cs_invocation *invocation = cs_recording_invocation(c->recording, i);
         for (guint k = 0; k < invocation->inputs->len; k++)
             if (g_array_index(invocation->inputs, cs_invocation_input, k).forward == forward &&
-                c->invocations[i].on != producer)
+                (prefill_of(c, i) ? prefill_of(c, i) : c->invocations[i].on) != producer)
                 return false;
     }
     return true;
 }
 
-static void fill_inputs(submission *s, const call *c, uint32_t index)
+static Cornserve__Wire__Input *add_input(submission *s, const char *name, uint32_t stream)
+{
+    Cornserve__Wire__Input *to = keep(s, g_new(Cornserve__Wire__Input, 1));
+    cornserve__wire__input__init(to);
+    to->name = (char *)name;
+    to->stream = stream;
+    s->m.inputs[s->m.n_inputs++] = to;
+    return to;
+}
+
+static void fill_inputs(submission *s, const call *c, uint32_t index, cs_plan_role role)
 {
     const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
-    size_t n = invocation->inputs->len;
-    s->m.n_inputs = n;
-    s->m.inputs = keep(s, g_new0(Cornserve__Wire__Input *, n + 1));
-    if (attachment_of(invocation)) {
-        Cornserve__Wire__Input *to = keep(s, g_new(Cornserve__Wire__Input, 1));
-        cornserve__wire__input__init(to);
-        to->name = (char *)"attachment";
-        to->stream = attachment_stream(c, index);
-        s->m.inputs[s->m.n_inputs++] = to;
-    }
+    size_t n = role == CS_ROLE_DECODE ? 0 : invocation->inputs->len;
+    s->m.inputs = keep(s, g_new0(Cornserve__Wire__Input *, n + 2));
     for (size_t i = 0; i < n; i++) {
         const cs_invocation_input *from =
             &g_array_index(invocation->inputs, cs_invocation_input, i);
         const cs_forward *f = cs_recording_forward(c->recording, from->forward);
         const cs_unit *producer = cs_recording_invocation(c->recording, f->producer)->unit;
-        Cornserve__Wire__Input *to = keep(s, g_new(Cornserve__Wire__Input, 1));
-        cornserve__wire__input__init(to);
-        to->name = from->name;
-        to->stream = from->forward;
+        Cornserve__Wire__Input *to = add_input(s, from->name, from->forward);
         to->place = from->place;
         to->streamed = producer->outputs[f->output].streamed;
         to->local = is_local(c, from->forward);
-        s->m.inputs[i] = to;
     }
+    if (attachment_of(invocation))
+        add_input(s, "attachment", attachment_stream(c, index))->place = role == CS_ROLE_DECODE;
+    if (role == CS_ROLE_DECODE)
+        add_input(s, "kv", kv_stream(c, index))->streamed = true;
+}
+
+static void fill_kv_output(submission *s, const call *c, uint32_t index)
+{
+    Cornserve__Wire__Output *o = keep(s, g_new(Cornserve__Wire__Output, 1));
+    cornserve__wire__output__init(o);
+    o->name = (char *)"kv";
+    o->stream = kv_stream(c, index);
+    o->n_consumers = 1;
+    s->m.n_outputs = 1;
+    s->m.outputs = keep(s, g_new0(Cornserve__Wire__Output *, 2));
+    s->m.outputs[0] = o;
 }
 
 static void fill_outputs(submission *s, const call *c, const cs_invocation *invocation)
@@ -260,22 +329,30 @@ static void fill_outputs(submission *s, const call *c, const cs_invocation *invo
     }
 }
 
-static void send_invocation(call *c, uint32_t index)
+static void send_slot(call *c, uint32_t slot)
 {
+    uint32_t n = c->recording->invocations->len, index = slot % n;
     const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
-    executor *x = c->invocations[index].on;
+    cs_plan_role role = slot >= n              ? CS_ROLE_PREFILL
+                        : prefill_of(c, index) ? CS_ROLE_DECODE
+                                               : CS_ROLE_BOTH;
     submission s = {.owned = g_ptr_array_new_with_free_func(g_free)};
     cornserve__wire__submit__init(&s.m);
     char *params = json_dumps(invocation->params, JSON_COMPACT);
     s.m.request = c->attempt;
-    s.m.invocation = index;
+    s.m.invocation = slot;
+    s.m.role = (Cornserve__Wire__Role)role;
     s.m.component = invocation->unit->name;
     s.m.params = params;
     s.m.units = invocation->units;
     s.m.output_units = invocation->output_units;
-    fill_inputs(&s, c, index);
-    fill_outputs(&s, c, invocation);
-    cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SUBMIT, .submit = &s.m));
+    fill_inputs(&s, c, index, role);
+    if (role == CS_ROLE_PREFILL)
+        fill_kv_output(&s, c, index);
+    else
+        fill_outputs(&s, c, invocation);
+    cs_wire_send(c->invocations[slot].on->wire,
+                 &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SUBMIT, .submit = &s.m));
     g_ptr_array_unref(s.owned);
     free(params);
 }
@@ -322,13 +399,17 @@ static bool send_all(call *c, GError **error)
     }
     c->attempts++;
     g_hash_table_insert(rt->attempts, &c->attempt, c);
-    c->n_open = c->recording->invocations->len;
-    for (uint32_t i = 0; i < c->n_open; i++) {
-        c->invocations[i].done = false;
+    c->n_open = 0;
+    for (uint32_t i = 0; i < n_slots(c); i++) {
+        c->invocations[i].done = !c->invocations[i].on;
+        if (c->invocations[i].done)
+            continue;
+        c->n_open++;
         count_on(c, c->invocations[i].on, 1);
     }
-    for (uint32_t i = 0; i < c->recording->invocations->len; i++)
-        send_invocation(c, i);
+    for (uint32_t i = 0; i < n_slots(c); i++)
+        if (c->invocations[i].on)
+            send_slot(c, i);
     return true;
 }
 
@@ -378,7 +459,7 @@ void dispatch_stop(call *c)
     c->parked = false;
     if (c->attempt == 0)
         return;
-    for (uint32_t i = 0; i < c->recording->invocations->len; i++) {
+    for (uint32_t i = 0; i < n_slots(c); i++) {
         if (c->invocations[i].done)
             continue;
         send_cancel(c, i);
@@ -404,7 +485,10 @@ static void run_again(call *c, const char *why)
             request_call_failed(c, error);
             return;
         }
-    if (c->attempts >= rt->options.attempts_max) {
+    c->fruitless = c->progressed ? 0 : c->fruitless + 1;
+    c->progressed = false;
+    if (c->fruitless >= rt->options.attempts_max ||
+        c->attempts >= rt->options.attempts_max * ATTEMPTS_FACTOR) {
         cs_fail(&error, CS_ERROR_EXECUTOR_LOST, "given up after %u attempts; the last: %s",
                 c->attempts, why);
         request_call_failed(c, error);
@@ -475,6 +559,8 @@ static void on_piece(executor *x, const Cornserve__Wire__Piece *p)
             g_byte_array_append(seen->data, p->data.data, (guint)p->data.len);
     }
     seen->units += p->units;
+    c->progressed = true;
+    x->has_worked = true;
     request_piece(c, forward, p->data.data, p->data.len, p->units);
 }
 
@@ -495,13 +581,19 @@ static void on_failed(call *c, const Cornserve__Wire__Done *d)
         request_call_failed(c, g_error_new_literal(CS_ERROR, code, d->message));
 }
 
-static void on_finished(call *c, uint32_t index)
+static void end_streams(call *c, uint32_t index)
 {
     const cs_invocation *invocation = cs_recording_invocation(c->recording, index);
-    cs_runtime_request *r = c->request;
     for (uint32_t i = 0; i < invocation->unit->n_outputs; i++)
         if (cs_recording_forward(c->recording, invocation->first_forward + i)->to_client)
             request_stream_end(c, invocation->first_forward + i);
+}
+
+static void on_finished(call *c, uint32_t slot)
+{
+    cs_runtime_request *r = c->request;
+    if (slot < c->recording->invocations->len) /* a prefill's decode ends them */
+        end_streams(c, slot);
     if (c->n_open == 0)
         dispatch_stop(c);
     request_progress(r);
@@ -512,7 +604,7 @@ static void on_done(executor *x, const Cornserve__Wire__Done *d)
     call *c = g_hash_table_lookup(x->runtime->attempts, &d->request);
     if (!c)
         return;
-    if (d->invocation >= c->recording->invocations->len || c->invocations[d->invocation].on != x ||
+    if (d->invocation >= n_slots(c) || c->invocations[d->invocation].on != x ||
         c->invocations[d->invocation].done) {
         agent_kill(x, "ended an invocation that is not its own");
         return;
@@ -520,7 +612,7 @@ static void on_done(executor *x, const Cornserve__Wire__Done *d)
     c->invocations[d->invocation].done = true;
     c->n_open--;
     count_on(c, x, -1);
-    x->has_finished = x->has_finished || d->code == -1;
+    x->has_worked = x->has_worked || d->code == -1;
     if (d->code == -1)
         on_finished(c, d->invocation);
     else

@@ -118,6 +118,7 @@ static void submit(cs_executor *x, const Cornserve__Wire__Submit *m)
     *job = (cs_job){.host = x,
                     .request = m->request,
                     .invocation = m->invocation,
+                    .role = m->role,
                     .component = g_strdup(m->component),
                     .units = m->units,
                     .output_units = m->output_units,

@@ -41,6 +41,7 @@ typedef struct {
     cs_executor *host;
     uint64_t request;
     uint32_t invocation;
+    Cornserve__Wire__Role role;
     char *component;
     json_t *params;
     double units, output_units;

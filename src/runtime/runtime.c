@@ -114,7 +114,7 @@ static bool host_start(void *user, uint32_t number, const cs_recording *recordin
     *c = (call){.request = r,
                 .number = number,
                 .recording = recording,
-                .invocations = g_new0(invocation_state, recording->invocations->len + 1),
+                .invocations = g_new0(invocation_state, 2 * recording->invocations->len + 1),
                 .streams = g_new0(client_stream, recording->forwards->len + 1)};
     g_ptr_array_add(r->calls, c);
     return dispatch_call(c, error);

@@ -32,7 +32,7 @@ typedef struct {
     int64_t start_us;           /* to become ready; 0: 10 min */
     int64_t restart_us;         /* first back-off, doubling up to 100 times; 0: 100 ms */
     int64_t park_us;            /* a call waits for an executor to be ready; 0: 30 s */
-    uint32_t attempts_max;      /* of a call; 0: 4 */
+    uint32_t attempts_max;      /* of a call in a row with nothing new for the client; 0: 4 */
     uint32_t max_requests;      /* at a time; 0: 4096 */
 } cs_runtime_options;
 

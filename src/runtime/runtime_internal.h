@@ -31,7 +31,7 @@ struct executor {
     cs_timer *restart_timer;
     int64_t started_us, ready_us, answered_us;
     unsigned restarts, failures; /* failures in a row, for the back-off */
-    bool has_finished;           /* an invocation, since it started */
+    bool has_worked;             /* since it started */
     bool stopping;               /* not to be restarted */
     GHashTable *calls;           /* call * -> number of unfinished invocations here */
     unsigned in_flight;
@@ -68,7 +68,10 @@ struct call {
     const cs_recording *recording; /* of the app run */
     uint64_t attempt; /* request id on the wire and in the sidecar; 0: not dispatched */
     unsigned attempts;
-    invocation_state *invocations;
+    unsigned fruitless;            /* attempts in a row that said nothing new to the client */
+    bool progressed;               /* the present one did */
+    invocation_state *invocations; /* [2 * n]: those of the recording, then the prefills of those
+                                      that run in halves, on an executor of their own */
     uint32_t n_open;
     client_stream *streams; /* [n_forwards] */
     bool parked, failed;

@@ -41,17 +41,20 @@ def children(pid):
 
 
 class Killer(threading.Thread):
-    """Kills a child of the server now and then."""
+    """Kills a child of the server now and then, when all executors take work."""
 
-    def __init__(self, pid, every_s, only=None):
+    def __init__(self, server, every_s, only=None):
         super().__init__(daemon=True)
-        self.pid, self.every_s, self.only = pid, every_s, only
+        self.server, self.every_s, self.only = server, every_s, only
         self.rng, self.over, self.killed = random.Random(5), threading.Event(), {"executor": 0, "media-decoder": 0}
+        self.executors = server.metric("cornserve_executors")
 
     def run(self):
         while not self.over.wait(self.rng.uniform(0.5, 1.5) * self.every_s):
+            if self.server.metric("cornserve_executors_ready") < self.executors:
+                continue
             kinds = {}
-            for child, command in children(self.pid).items():
+            for child, command in children(self.server.process.pid).items():
                 kinds.setdefault(command.split(" ")[1], []).append(child)
             kind = self.rng.choice([k for k in kinds if k in self.killed and (not self.only or k == self.only)] or [None])
             if kind:
@@ -158,7 +161,7 @@ def storm(tap, server, requests, expected, n, n_clients, every_s):
     tap.check(ask_text(server, requests) == expected, "it answers as a server without a plan")
     server.wait_until_idle()
     before = leftovers(server)
-    killer = Killer(server.process.pid, every_s)
+    killer = Killer(server, every_s)
     clients = Clients(server, requests, expected, n, n_clients)
     killer.start()
     begun = time.monotonic()
@@ -191,7 +194,7 @@ def resumption(tap, server):
                "ignore_eos": True}
     expected = ask_text(server, [request])[0]
     deaths = server.metric("cornserve_executor_deaths_total")
-    killer = Killer(server.process.pid, 0.1, "executor")
+    killer = Killer(server, 0.1, "executor")
     killer.start()
     texts, end, pause = stream(server, request)
     killer.stop()
@@ -226,7 +229,7 @@ def main():
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--every", type=float, default=0.3, help="seconds between two kills")
-    parser.add_argument("--plan", default="encoders apart")
+    parser.add_argument("--plan", default="encoder, prefill and decode apart")
     arguments = parser.parse_args()
     tap = Tap()
     requests = [{k: v for k, v in r.items() if k not in ("logprobs", "top_logprobs")} for r in golden_mix(40)]

@@ -1,7 +1,7 @@
 """The same answers whatever the plan: usage: plans.py PROGRAM [--requests N]
 
 A mixed set of requests goes, several at a time, to one server without a plan and to one for each plan: everything in
-one executor, encoders apart, and two replicas of each. Every answer must be the same to the last
+one executor, encoders apart, prefill and decode apart, and two replicas of each. Every answer must be the same to the last
 log-probability, greedy or drawn from a seed."""
 
 import argparse
@@ -38,6 +38,11 @@ PLANS = {
     "encoders apart": plan(executor("encoders", ["image_encoder", "audio_encoder"]), executor("thinker", ["thinker"])),
     "two of each": plan(executor("images", ["image_encoder"], 2), executor("sounds", ["audio_encoder"], 2),
                         executor("thinkers", ["thinker"], 2)),
+    "encoder, prefill and decode apart": plan(executor("encoders", ["image_encoder", "audio_encoder"]),
+                                              executor("prefill", [("thinker", "prefill")]),
+                                              executor("decode", [("thinker", "decode")])),
+    "halves, two of each": plan(executor("prefills", ["image_encoder", "audio_encoder", ("thinker", "prefill")], 2),
+                                executor("decodes", [("thinker", "decode")], 2)),
 }
 
 
