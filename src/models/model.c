@@ -45,8 +45,13 @@ static void read_eos(cs_json_reader *r, json_t *root, cs_generation_defaults *g)
     const json_t *value = json_object_get(root, "eos_token_id");
     if (json_is_array(value)) {
         int64_t ids[G_N_ELEMENTS(g->eos_ids)];
-        size_t n = MIN(json_array_size(value), G_N_ELEMENTS(ids));
-        cs_json_ints(r, "eos_token_id", 0, INT32_MAX, ids, json_array_size(value) <= n ? n : 0);
+        size_t n = json_array_size(value);
+        if (n > G_N_ELEMENTS(ids)) {
+            cs_json_fault(r, "eos_token_id", "expected at most %zu ids, found %zu",
+                          G_N_ELEMENTS(ids), n);
+            return;
+        }
+        cs_json_ints(r, "eos_token_id", 0, INT32_MAX, ids, n);
         for (size_t i = 0; i < n && !r->error; i++)
             add_eos(g, ids[i]);
     } else if (cs_json_has(r, "eos_token_id")) {

@@ -277,9 +277,6 @@ static void read_model(loader *l)
 {
     cs_tokenizer *t = l->t;
     cs_json_enter(&l->r, "model");
-    const char *type = cs_json_string_or(&l->r, "type", "BPE");
-    if (strcmp(type, "BPE") != 0)
-        cs_json_fault(&l->r, "type", "expected \"BPE\", found \"%s\"", type);
     refuse_set(l, "dropout");
     refuse_set(l, "continuing_subword_prefix");
     refuse_set(l, "end_of_word_suffix");
@@ -706,9 +703,22 @@ static void read_postprocessor(loader *l, const char *type)
         refuse_type(l, type, "Sequence, TemplateProcessing, ByteLevel");
 }
 
+/* Before all else: other types have other members. */
+static bool check_type(loader *l)
+{
+    cs_json_enter(&l->r, "model");
+    const char *type = cs_json_string_or(&l->r, "type", "BPE");
+    if (strcmp(type, "BPE") != 0)
+        cs_json_fault(&l->r, "type", "expected \"BPE\", found \"%s\"", type);
+    cs_json_leave(&l->r);
+    return !l->r.error;
+}
+
 static void read_all(loader *l, json_t *root)
 {
     cs_tokenizer *t = l->t;
+    if (!check_type(l))
+        return;
     l->vocab = json_object_get(json_object_get(root, "model"), "vocab");
     json_t *added = json_object_get(root, "added_tokens");
     if (!json_is_object(l->vocab) || json_object_size(l->vocab) == 0) {

@@ -141,9 +141,15 @@ static void test_config(void)
                   "max_source_positions");
     expect_edited("config.json", "thinker_config.image_token_index", json_integer(-1),
                   "image_token_index");
+    expect_edited("config.json", "thinker_config.video_token_index", json_integer(915),
+                  "expected three tokens");
     expect_edited("preprocessor_config.json", "patch_size", json_integer(14), "patch");
     expect_edited("preprocessor_config.json", "feature_size", json_integer(80), "80 mel bins");
     expect_edited("generation_config.json", "eos_token_id", json_string("x"), "eos_token_id");
+    json_t *ids = json_array();
+    for (int i = 0; i < 17; i++)
+        json_array_append_new(ids, json_integer(i));
+    expect_edited("generation_config.json", "eos_token_id", ids, "at most 16 ids, found 17");
 }
 
 static void test_files(void)

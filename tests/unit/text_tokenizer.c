@@ -299,13 +299,14 @@ static void assert_file_refused(const char *added, const char *pre_tokenizer, co
 static void test_refused(void)
 {
     const char *bytes = "{\"type\":\"ByteLevel\"}";
-    assert_refused("{}", "model.vocab: expected an object that is not empty");
-    assert_refused("[]", "model.vocab");
+    assert_refused("{}", "model: expected an object, found nothing");
+    assert_refused("{\"model\":{}}", "model.vocab: expected an object that is not empty");
+    assert_refused("[]", "model: expected an object, found nothing");
     assert_refused("{\"model\":{\"vocab\":{}}}", "model.vocab");
     assert_refused("{\"model\":{\"vocab\":{\"a\":-1}}}", "a: expected an id in [0, 65540]");
     assert_refused("{\"model\":{\"vocab\":{\"a\":2000000000}}}", "expected an id in");
     assert_refused("{\"model\":{\"vocab\":{\"a\":1,\"b\":1}}}", "have the same id");
-    assert_refused("{\"model\":{\"type\":\"Unigram\",\"vocab\":{\"a\":1}}}",
+    assert_refused("{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",1]]}}",
                    "model.type: expected \"BPE\", found \"Unigram\"");
     assert_file_refused("[]", BYTE_LEVEL, "{\"vocab\":{\"a\":0}}", bytes, "model.merges");
     assert_file_refused("[]", BYTE_LEVEL, "{\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}", bytes,

@@ -313,6 +313,11 @@ bool cs_qwen2_5_omni_config_read(cs_qwen2_5_omni_config *c, json_t *root, const 
     c->image_token = read_token(&r, "image_token_index", vocab);
     c->video_token = read_token(&r, "video_token_index", vocab);
     c->audio_token = read_token(&r, "audio_token_index", vocab);
+    if (c->image_token == c->video_token || c->image_token == c->audio_token ||
+        c->video_token == c->audio_token)
+        cs_json_fault(&r, "image_token_index",
+                      "images %d, videos %d and sounds %d: expected three tokens", c->image_token,
+                      c->video_token, c->audio_token);
     c->vision_start_token = read_token(&r, "vision_start_token_id", vocab);
     c->vision_end_token = read_token(&r, "vision_end_token_id", vocab);
     c->audio_start_token = read_token(&r, "audio_start_token_id", vocab);
