@@ -20,6 +20,9 @@ cs_layout *cs_layout_copy(const cs_layout *layout)
     memcpy(l->replicas, layout->replicas,
            sizeof(int) * layout->problem->n_execs * layout->problem->cluster->n_nodes);
     g_array_append_vals(l->routes, layout->routes->data, layout->routes->len);
+    if (layout->limits)
+        l->limits = g_memdup2(layout->limits, sizeof l->limits[0] * layout->problem->n_execs *
+                                                  layout->problem->cluster->n_nodes);
     return l;
 }
 
@@ -28,6 +31,7 @@ void cs_layout_free(cs_layout *layout)
     if (!layout)
         return;
     g_free(layout->replicas);
+    g_free(layout->limits);
     g_array_unref(layout->routes);
     g_free(layout);
 }
@@ -347,6 +351,30 @@ static bool match_executor(const cs_problem *p, const cs_plan_executor *x, size_
                    x->name, x->devices_per_replica, x->device);
 }
 
+static void lower(int *limit, int value)
+{
+    if (value > 0 && (*limit == 0 || value < *limit))
+        *limit = value;
+}
+
+/* A whole language model's batch is that of its decoding, as fill_hosted writes it. */
+static void add_limits(cs_layout *l, const cs_plan_executor *x, size_t exec, size_t node)
+{
+    const cs_problem *p = l->problem;
+    if (!l->limits)
+        l->limits = g_new0(cs_layout_limit, p->n_execs * p->cluster->n_nodes + 1);
+    cs_layout_limit *limit = &l->limits[exec * p->cluster->n_nodes + node];
+    for (size_t i = 0; i < x->n_hosted; i++) {
+        int s = stage_index(p, x->hosted[i].name, x->hosted[i].role);
+        if (s >= 0 && x->hosted[i].role == CS_ROLE_BOTH && p->stages[s].twin >= 0)
+            s = p->stages[s].role == CS_ROLE_DECODE ? s : p->stages[s].twin;
+        if (s >= 0)
+            lower(&limit->batch[s], x->hosted[i].max_batch);
+    }
+    if (x->kv_budget_bytes > 0)
+        limit->kv_budget_bytes = x->kv_budget_bytes;
+}
+
 static bool add_path(cs_layout *l, guint type, const cs_plan_path *path, const size_t *exec_of,
                      const size_t *node_of, GError **error)
 {
@@ -386,6 +414,7 @@ cs_layout *cs_layout_from_plan(const cs_problem *p, const cs_plan *plan, GError 
         if (!match_executor(p, &plan->executors[i], &exec_of[i], &node_of[i], error))
             return NULL;
         *cs_layout_at(l, exec_of[i], node_of[i]) += plan->executors[i].replicas;
+        add_limits(l, &plan->executors[i], exec_of[i], node_of[i]);
     }
     for (size_t t = 0; t < p->n_types; t++) {
         const char *name = p->workload->types[p->types[t].workload_type].name;

@@ -14,10 +14,18 @@ typedef struct {
     gint16 node[CS_PLAN_MAX_STAGES];
 } cs_layout_route;
 
+/* Less than memory and profiles would allow an executor: what a plan file says. 0: as they allow.
+ */
+typedef struct {
+    int batch[CS_PLAN_MAX_STAGES];
+    double kv_budget_bytes;
+} cs_layout_limit;
+
 typedef struct {
     const cs_problem *problem;
-    int *replicas;  /* [n_execs][n_nodes] */
-    GArray *routes; /* cs_layout_route, by type */
+    int *replicas;           /* [n_execs][n_nodes] */
+    GArray *routes;          /* cs_layout_route, by type */
+    cs_layout_limit *limits; /* [n_execs][n_nodes], heeded by the simulator; NULL: none */
 } cs_layout;
 
 cs_layout *cs_layout_new(const cs_problem *problem);
@@ -51,8 +59,8 @@ bool cs_layout_check(const cs_layout *layout, GError **error);
  * predicted at load_rps. cs_plan_free. */
 cs_plan *cs_layout_to_plan(const cs_layout *layout, const char *policy, double load_rps);
 
-/* The other way: fails when the plan names what the problem does not have. Types of the workload
- * without a route are an error; routes of other types are left out. */
+/* The other way, with the plan's limits: fails when the plan names what the problem does not have.
+ * Types of the workload without a route are an error; routes of other types are left out. */
 cs_layout *cs_layout_from_plan(const cs_problem *problem, const cs_plan *plan, GError **error);
 
 #endif

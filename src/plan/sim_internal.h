@@ -58,6 +58,7 @@ typedef struct sim_stage {
 
 typedef struct {
     const cs_exec_type *exec;
+    cs_exec_type *limited; /* exec is this copy where the layout has limits; NULL else */
     size_t site, node;
     sim_stage *stages;
     int n_stages;

@@ -49,11 +49,26 @@ static void init_info(sim *s)
         s->problem_type[p->types[t].workload_type] = (guint)t;
 }
 
-static void init_server(const sim *s, sim_server *server, size_t exec, size_t node)
+/* The executor type with the limits of the plan file. */
+static cs_exec_type *limited_type(const cs_exec_type *type, const cs_layout_limit *limit)
+{
+    cs_exec_type *own = g_memdup2(type, sizeof *own);
+    for (int k = 0; k < CS_PLAN_MAX_STAGES; k++)
+        if (limit->batch[k] > 0)
+            own->stages[k].batch = MIN(own->stages[k].batch, limit->batch[k]);
+    if (limit->kv_budget_bytes > 0)
+        own->kv_budget_bytes = MIN(own->kv_budget_bytes, limit->kv_budget_bytes);
+    return own;
+}
+
+static void init_server(const sim *s, sim_server *server, const cs_layout *layout, size_t site)
 {
     const cs_problem *p = s->p;
+    size_t exec = site / p->cluster->n_nodes, node = site % p->cluster->n_nodes;
     server->exec = &p->execs[exec];
-    server->site = exec * p->cluster->n_nodes + node;
+    if (layout->limits)
+        server->exec = server->limited = limited_type(server->exec, &layout->limits[site]);
+    server->site = site;
     server->node = node;
     server->n_stages = __builtin_popcount(server->exec->mask);
     server->stages = g_new0(sim_stage, (size_t)server->n_stages);
@@ -88,7 +103,7 @@ static void init_servers(sim *s, const cs_layout *layout)
     s->servers = g_new0(sim_server, s->n_servers + 1);
     for (size_t i = 0; i < s->n_sites; i++)
         for (guint32 k = s->first_server[i]; k < s->first_server[i + 1]; k++)
-            init_server(s, &s->servers[k], i / s->p->cluster->n_nodes, i % s->p->cluster->n_nodes);
+            init_server(s, &s->servers[k], layout, i);
 }
 
 static void init_paths(sim *s, const cs_layout *layout)
@@ -163,6 +178,7 @@ void sim_clear(sim *s)
             g_free(s->servers[i].stages[k].queue.items);
         }
         g_free(s->servers[i].stages);
+        g_free(s->servers[i].limited);
     }
     for (size_t t = 0; t < s->p->n_types; t++) {
         g_array_unref(s->latencies[t]);
