@@ -2,6 +2,7 @@
  * through the vocoder by hand; faults end it with an error, never with less sound. */
 #include "base/error.h"
 #include "base/json.h"
+#include "base/os.h"
 #include "golden/golden.h"
 #include "media/decoder/child.h"
 #include "models/model.h"
@@ -313,33 +314,166 @@ static void test_text_only(void)
     cs_pipeline_free(pipeline);
 }
 
-/* A request that is cancelled at its first sound ends, as does one that the pipeline's end finds in
- * mid-speech. */
+static void wait_for_sound(client *c)
+{
+    g_mutex_lock(&c->lock);
+    while (c->samples->len == 0 && !c->done)
+        g_cond_wait(&c->changed, &c->lock);
+    g_assert_false(c->done);
+    g_mutex_unlock(&c->lock);
+}
+
+/* A request that is cancelled at its first sound has nothing left of it when it is done, a step
+ * later; one that the pipeline's end finds in mid-speech ends too. */
 static void test_cancel(void)
 {
     cs_pipeline *pipeline = load(false);
     cs_request request = make_request("Ethan", 1, 400);
-    client c[2];
+    client c;
+    cs_pipeline_stats before, after;
     g_autoptr(GError) error = NULL;
     for (int i = 0; i < 2; i++) {
-        client_init(&c[i]);
-        c[i].handle = cs_pipeline_submit(pipeline, &request, &sink, &c[i], &error);
+        client_init(&c);
+        c.handle = cs_pipeline_submit(pipeline, &request, &sink, &c, &error);
         g_assert_no_error(error);
+        wait_for_sound(&c);
+        if (i == 1)
+            break;
+        cs_pipeline_cancel(c.handle);
+        cs_pipeline_stats_get(pipeline, &before);
+        client_wait(&c);
+        cs_pipeline_stats_get(pipeline, &after);
+        g_assert_error(c.error, CS_ERROR, CS_ERROR_CANCELLED);
+        g_assert_cmpuint(after.kv_blocks_used, ==, 0);
+        g_assert_cmpuint(after.talker_kv_blocks_used, ==, 0);
+        g_assert_cmpuint(after.talker_running, ==, 0);
+        g_assert_cmpuint(after.sounds, ==, 0);
+        g_assert_cmpuint(after.sound_steps - before.sound_steps, <=, 1);
+        g_assert_cmpuint(after.completion_tokens - before.completion_tokens, <=, 2);
+        g_assert_cmpuint(after.speech_tokens - before.speech_tokens, <=, 2);
+        client_clear(&c);
     }
-    g_mutex_lock(&c[0].lock);
-    while (c[0].samples->len == 0 && !c[0].done)
-        g_cond_wait(&c[0].changed, &c[0].lock);
-    g_assert_false(c[0].done);
-    g_mutex_unlock(&c[0].lock);
-    cs_pipeline_cancel(c[0].handle);
-    client_wait(&c[0]);
-    g_assert_error(c[0].error, CS_ERROR, CS_ERROR_CANCELLED);
-    for (int i = 0; i < 2; i++)
-        cs_pipeline_release(g_steal_pointer(&c[i].handle));
+    cs_pipeline_release(g_steal_pointer(&c.handle));
     cs_pipeline_free(pipeline);
-    g_assert_true(c[1].done);
-    client_clear(&c[0]);
-    client_clear(&c[1]);
+    g_assert_true(c.done);
+    client_clear(&c);
+}
+
+/* A client without credit gets no more; others go on; with credit it gets the rest of the same. */
+static void test_slow_client(void)
+{
+    enum { CREDIT = 500 };
+    cs_pipeline *pipeline = load(false);
+    cs_request request = make_request("Chelsie", 1, 21);
+    client slow, other;
+    run_one(pipeline, &request, &other);
+    g_assert_no_error(other.error);
+    g_assert_cmpuint(other.samples->len, >, 2 * CREDIT);
+    request.voice.credit_samples = CREDIT;
+    g_autoptr(GError) error = NULL;
+    client_init(&slow);
+    slow.handle = cs_pipeline_submit(pipeline, &request, &sink, &slow, &error);
+    g_assert_no_error(error);
+    request.voice.credit_samples = 0;
+    client between;
+    run_one(pipeline, &request, &between);
+    assert_same_sound(between.samples, other.samples);
+    g_usleep(G_USEC_PER_SEC / 5);
+    g_mutex_lock(&slow.lock);
+    g_assert_cmpuint(slow.samples->len, ==, CREDIT);
+    g_assert_false(slow.done);
+    g_mutex_unlock(&slow.lock);
+    cs_pipeline_audio_allow(slow.handle, 1);
+    cs_pipeline_audio_allow(slow.handle, UINT64_MAX);
+    client_wait(&slow);
+    g_assert_no_error(slow.error);
+    assert_same_sound(slow.samples, other.samples);
+    client_clear(&between);
+    client_clear(&slow);
+    client_clear(&other);
+    cs_pipeline_free(pipeline);
+}
+
+/* ---- soak ---- */
+
+/* Speeches one after another from each of N_SOAKING clients, some of which are cancelled; memory
+ * stops growing and nothing stays. CS_SOAK_SECONDS sets how long. */
+#define N_SOAKING 32
+#define SOAK_SECONDS 6
+/* Caches, allocator and stacks settle in the first half; a leak of one chunk a speech is far over.
+ */
+#define SOAK_GROWTH_BYTES (24 << 20)
+
+typedef struct {
+    cs_pipeline *pipeline;
+    int64_t end_us;
+    uint32_t seed;
+    uint32_t n_spoken, n_cancelled;
+} soaking;
+
+static gpointer soak_main(gpointer user)
+{
+    soaking *s = user;
+    g_autoptr(GRand) random = g_rand_new_with_seed(s->seed);
+    while (cs_now_us() < s->end_us) {
+        client c;
+        g_autoptr(GError) error = NULL;
+        cs_request request = make_request(g_rand_boolean(random) ? "Ethan" : "Chelsie", 1.05f,
+                                          (uint32_t)g_rand_int_range(random, 2, 40));
+        request.sampling.seed = g_rand_int(random);
+        request.voice.temperature = 1;
+        client_init(&c);
+        c.handle = cs_pipeline_submit(s->pipeline, &request, &sink, &c, &error);
+        g_assert_no_error(error);
+        bool cancels = g_rand_int_range(random, 0, 4) == 0;
+        if (cancels) {
+            g_usleep((gulong)g_rand_int_range(random, 0, 200000));
+            cs_pipeline_cancel(c.handle);
+        }
+        client_wait(&c);
+        if (c.error && !g_error_matches(c.error, CS_ERROR, CS_ERROR_CANCELLED))
+            g_assert_nonnull(strstr(c.error->message, "no sound"));
+        s->n_spoken += !c.error;
+        s->n_cancelled += c.error != NULL;
+        client_clear(&c);
+    }
+    return NULL;
+}
+
+static void soak_for(cs_pipeline *pipeline, double seconds, uint32_t *n_spoken)
+{
+    soaking soakings[N_SOAKING];
+    GThread *threads[N_SOAKING];
+    int64_t end_us = cs_now_us() + (int64_t)(seconds * G_USEC_PER_SEC);
+    for (uint32_t i = 0; i < N_SOAKING; i++) {
+        soakings[i] = (soaking){.pipeline = pipeline, .end_us = end_us, .seed = i};
+        threads[i] = g_thread_new("soak", soak_main, &soakings[i]);
+    }
+    for (uint32_t i = 0; i < N_SOAKING; i++) {
+        g_thread_join(threads[i]);
+        *n_spoken += soakings[i].n_spoken;
+    }
+}
+
+static void test_soak(void)
+{
+    const char *given = g_getenv("CS_SOAK_SECONDS");
+    double seconds = given ? g_ascii_strtod(given, NULL) : SOAK_SECONDS;
+    cs_pipeline *pipeline = load(false);
+    uint32_t n_spoken = 0;
+    soak_for(pipeline, seconds / 2, &n_spoken);
+    uint64_t settled = cs_process_resident_bytes();
+    soak_for(pipeline, seconds / 2, &n_spoken);
+    int64_t grown = (int64_t)cs_process_resident_bytes() - (int64_t)settled;
+    cs_pipeline_stats stats;
+    cs_pipeline_stats_get(pipeline, &stats);
+    g_test_message("%u speeches by %d clients in %g s; in the second half resident memory grew by "
+                   "%.1f MiB",
+                   n_spoken, N_SOAKING, seconds, (double)grown / (1 << 20));
+    g_assert_cmpuint(n_spoken, >, 0);
+    g_assert_cmpuint(stats.kv_blocks_used + stats.talker_kv_blocks_used + stats.sounds, ==, 0);
+    g_assert_cmpint(grown, <, SOAK_GROWTH_BYTES);
+    cs_pipeline_free(pipeline);
 }
 
 int main(int argc, char **argv)
@@ -359,6 +493,8 @@ int main(int argc, char **argv)
     g_test_add_func("/speech/aloud", test_aloud);
     g_test_add_func("/speech/text_only", test_text_only);
     g_test_add_func("/speech/cancel", test_cancel);
+    g_test_add_func("/speech/slow_client", test_slow_client);
+    g_test_add_func("/speech/soak", test_soak);
     int result = g_test_run();
     json_decref(requests);
     return result;
