@@ -24,6 +24,7 @@ struct cs_token2wav_stream {
     bool closed;
     int64_t first_code, end_code; /* of the chunk whose window is in work or comes next */
     int64_t window_code;          /* first code of the window */
+    int64_t window_end;           /* and the one behind its last */
     cs_dit_window *window;
     GArray *mel;      /* float, all frames so far */
     int64_t n_voiced; /* frames that became samples */
@@ -218,7 +219,8 @@ static bool open_window(cs_token2wav_stream *s, GError **error)
     if (s->options.whole)
         s->end_code = s->codes->len;
     s->window_code = MAX(0, s->first_code - before);
-    int64_t n = window_end(s) - s->window_code;
+    s->window_end = window_end(s);
+    int64_t n = s->window_end - s->window_code;
     g_autofree float *noise =
         make_noise(s->options.seed, s->window_code * c->repeats, n * c->repeats, c->n_mels);
     s->window = cs_dit_window_new(s->owner->dit, s->voice, n,
@@ -226,22 +228,29 @@ static bool open_window(cs_token2wav_stream *s, GError **error)
     return s->window != NULL;
 }
 
-/* The samples of frames whose context is there, or of all when there will be no more. */
-static bool voice(cs_token2wav_stream *s, bool last, GError **error)
+/* The samples of frames whose context is there, or of all when there will be no more. Behind the
+ * frames that are final stand n_ahead that a later window will make better: near enough for a
+ * context, so that a chunk is heard when it is made. */
+static bool voice(cs_token2wav_stream *s, int64_t n_ahead, const float *ahead, GError **error)
 {
     const cs_token2wav *t = s->owner;
     int64_t n_mels = t->config.dit.n_mels, context = cs_vocoder_context(t->vocoder);
     int64_t n_frames = s->mel->len / n_mels, rate = cs_vocoder_samples_per_frame(t->vocoder);
-    int64_t end = last ? n_frames : n_frames - context;
+    bool last = n_ahead == 0 && s->closed && n_frames == s->codes->len * t->config.dit.repeats;
+    int64_t end = last ? n_frames : MIN(n_frames, n_frames + n_ahead - context);
     if (end <= s->n_voiced)
         return true;
-    int64_t first = MAX(0, s->n_voiced - context);
-    g_autofree float *made = g_try_new(float, (n_frames - first) * rate);
-    if (!made)
+    int64_t first = MAX(0, s->n_voiced - context), n_own = n_frames - first;
+    int64_t n = n_own + MIN(n_ahead, context);
+    g_autofree float *mel = g_try_new(float, n *n_mels);
+    g_autofree float *made = g_try_new(float, n *rate);
+    if (!mel || !made)
         return cs_fail(error, CS_ERROR_FAILED, "no memory for %" G_GINT64_FORMAT " samples",
-                       (n_frames - first) * rate);
-    if (!cs_vocoder_run(t->vocoder, n_frames - first, &g_array_index(s->mel, float, first *n_mels),
-                        made, error))
+                       n * rate);
+    memcpy(mel, &g_array_index(s->mel, float, first *n_mels), sizeof(*mel) * n_own * n_mels);
+    if (n > n_own)
+        memcpy(mel + n_own * n_mels, ahead, sizeof(*mel) * (n - n_own) * n_mels);
+    if (!cs_vocoder_run(t->vocoder, n, mel, made, error))
         return false;
     g_array_append_vals(s->samples, made + (s->n_voiced - first) * rate,
                         (guint)((end - s->n_voiced) * rate));
@@ -254,12 +263,12 @@ static bool finish_window(cs_token2wav_stream *s, GError **error)
 {
     const cs_qwen2_5_omni_dit_config *c = &s->owner->config.dit;
     int64_t row = c->repeats * c->n_mels, end = MIN(s->end_code, (int64_t)s->codes->len);
-    bool last = s->closed && end == s->codes->len;
+    int64_t n_ahead = s->window_end - end;
+    const float *state = cs_dit_window_state(s->window);
     guint n_before = s->mel->len;
-    g_array_append_vals(s->mel,
-                        cs_dit_window_state(s->window) + (s->first_code - s->window_code) * row,
+    g_array_append_vals(s->mel, state + (s->first_code - s->window_code) * row,
                         (guint)((end - s->first_code) * row));
-    if (!voice(s, last, error)) {
+    if (!voice(s, n_ahead * c->repeats, state + (end - s->window_code) * row, error)) {
         g_array_set_size(s->mel, n_before);
         return false;
     }
