@@ -186,16 +186,20 @@ static void send_setup(executor *x)
 {
     const cs_plan_executor *e = &x->deployment->plan->executors[x->entry];
     g_autofree char **components = g_new0(char *, e->n_hosted + 1);
+    g_autofree uint32_t *max_batch = g_new0(uint32_t, e->n_hosted + 1);
     json_t *config = json_object_get(x->deployment->devices, e->device);
     char *text = config ? json_dumps(config, JSON_COMPACT) : NULL;
     Cornserve__Wire__Setup setup = CORNSERVE__WIRE__SETUP__INIT;
-    for (size_t i = 0; i < e->n_hosted; i++)
+    for (size_t i = 0; i < e->n_hosted; i++) {
         components[i] = e->hosted[i].name;
+        max_batch[i] = (uint32_t)e->hosted[i].max_batch;
+    }
     setup.name = x->name;
     setup.kind = (char *)agent_kind_of_device(e->device);
     setup.config = text ? text : (char *)"{}";
     setup.components = components;
-    setup.n_components = e->n_hosted;
+    setup.n_components = setup.n_max_batch = e->n_hosted;
+    setup.max_batch = max_batch;
     setup.threads = (uint32_t)e->threads;
     setup.kv_budget_bytes = e->kv_budget_bytes;
     setup.memory_share = 1.0 / MAX(x->deployment->n_llm_executors, 1);

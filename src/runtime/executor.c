@@ -218,9 +218,12 @@ static void setup(cs_executor *x, const Cornserve__Wire__Setup *m)
 {
     GError *error = NULL;
     x->name = g_strdup(m->name);
-    x->share = (cs_executor_share){.threads = m->threads,
-                                   .kv_budget_bytes = (size_t)m->kv_budget_bytes,
-                                   .memory_share = m->memory_share};
+    x->share =
+        (cs_executor_share){.threads = m->threads,
+                            .n_max_batch = (uint32_t)m->n_max_batch,
+                            .max_batch = g_memdup2(m->max_batch, m->n_max_batch * sizeof(uint32_t)),
+                            .kv_budget_bytes = (size_t)m->kv_budget_bytes,
+                            .memory_share = m->memory_share};
     for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
         if (strcmp(kinds[i]->name, m->kind) == 0)
             x->kind = kinds[i];
@@ -390,6 +393,7 @@ static void end(cs_executor *x)
     g_ptr_array_unref(x->pieces);
     g_ptr_array_unref(x->done);
     g_hash_table_unref(x->jobs);
+    g_free(x->share.max_batch);
     g_free(x->name);
 }
 

@@ -81,6 +81,8 @@ cs_loop *cs_executor_loop(cs_executor *host);
 /* What the plan gives the executor of its machine; zeros: its own choice. */
 typedef struct {
     uint32_t threads;
+    uint32_t n_max_batch;
+    uint32_t *max_batch;    /* of each component: requests in one step */
     size_t kv_budget_bytes; /* for all LLM components together */
     double memory_share;    /* of what is free, for a budget of its own choice; at most 1 */
 } cs_executor_share;

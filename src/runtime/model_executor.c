@@ -297,13 +297,24 @@ static bool load_components(model *m, const configuration *c, char **components,
     return m->checkpoint != NULL;
 }
 
-static bool start_llm(model *m, const configuration *c, GError **error)
+/* Of a component that is hosted in halves, the larger. */
+static uint32_t batch_of(const cs_executor_share *share, char **components, const char *name)
+{
+    uint32_t batch = 0;
+    for (uint32_t i = 0; i < share->n_max_batch && components[i]; i++)
+        if (strcmp(components[i], name) == 0)
+            batch = MAX(batch, share->max_batch[i]);
+    return batch;
+}
+
+static bool start_llm(model *m, const configuration *c, char **components, GError **error)
 {
     cs_llm *llm = g_steal_pointer(&m->checkpoint->llm); /* the engine's now */
     const cs_executor_share *share = cs_executor_get_share(m->host);
+    uint32_t batch = batch_of(share, components, "thinker");
+    uint32_t fallback = c->max_sequences ? c->max_sequences : DEFAULT_SEQUENCES;
     cs_llm_engine_options options = {.max_step_tokens = c->max_batch_tokens,
-                                     .max_sequences =
-                                         c->max_sequences ? c->max_sequences : DEFAULT_SEQUENCES,
+                                     .max_sequences = batch ? batch : fallback,
                                      .max_context_tokens = c->max_context_tokens,
                                      .max_queued_requests = c->max_queued,
                                      .mixed_step_target_us = MIXED_STEP_TARGET_US,
@@ -386,7 +397,7 @@ static void *model_open(cs_executor *host, const json_t *config, char **componen
     m->turn = cs_turn_new();
     m->batches = cs_turn_new();
     pthread_mutex_init(&m->lock, NULL);
-    if (load_components(m, &c, components, error) && start_llm(m, &c, error) &&
+    if (load_components(m, &c, components, error) && start_llm(m, &c, components, error) &&
         start_encoders(m, error))
         return m;
     model_close(m);

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from plans import DEMO, Plans
+from plans import DEMO, PLANS, Plans
 from serving import CHECKPOINT, Server, Tap, golden_requests
 
 
@@ -86,7 +86,7 @@ def check(tap, program):
             status, body = server.request("POST", "/v1/apps", {"name": "duel", "builtin": "arena", "models": models})
             tap.check(status == 201, "registered", body)
             check_arena(tap, server, "no plan", requests)
-        for name in ["encoders apart", "two of each"]:
+        for name in PLANS:
             with Server(program, "--state", state, "--plan", plans.file(name)) as server:
                 check_arena(tap, server, name, requests)
                 if name == "two of each":

@@ -241,6 +241,8 @@ def main():
         tap.run("storm", storm, tap, server, requests, expected, arguments.requests, arguments.clients, arguments.every)
         tap.run("resumption", resumption, tap, server)
         tap.run("sigterm", sigterm, tap, server)
+        sanitizer = [line for line in server.log if "Sanitizer" in line or "runtime error" in line]
+        tap.check(not sanitizer, "no sanitizer complained", sanitizer[:5])
     tap.end()
 
 

@@ -129,15 +129,17 @@ def compare(tap, program, plans, name, checkpoint, requests):
         with Server(program, "--plan", plans.file(plan_name), checkpoint=checkpoint or CHECKPOINT) as server:
             found = ask_all(server, requests)
             idle = server.wait_until_idle()
+            deaths = server.metric("cornserve_executor_deaths_total")
         wrong = [(e, f) for e, f in zip(expected, found) if e != f]
         tap.check(not wrong, f"{name}: {plan_name}: the same answers", f"{len(wrong)} differ; expected and found: {wrong[:1]}")
         tap.check(idle, f"{name}: {plan_name}: nothing is left of them")
+        tap.check(deaths == 0, f"{name}: {plan_name}: no executor died")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
-    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=200)
     arguments = parser.parse_args()
     tap = Tap()
     with Plans() as plans:
