@@ -227,8 +227,9 @@ void cs_exchange_header(cs_exchange *x, const char *name, const char *value)
 char *cs_api_error_json(const GError *error, const char *param, const char *code)
 {
     g_autofree char *message = g_utf8_make_valid(error->message, -1);
+    g_autofree char *valid_param = param ? g_utf8_make_valid(param, -1) : NULL;
     json_t *body = json_pack("{s:{s:s,s:s,s:s?,s:s?}}", "error", "message", message, "type",
-                             cs_error_api_type(error), "param", param, "code", code);
+                             cs_error_api_type(error), "param", valid_param, "code", code);
     char *dumped = json_dumps(body, JSON_COMPACT);
     char *text = g_strdup(dumped);
     free(dumped);

@@ -5,6 +5,7 @@
 
 #define MAX_STOPS 16
 #define MAX_STOP_BYTES 1024
+#define MAX_VOICE_BYTES 256
 #define MAX_BIASES 1024
 #define MAX_CHOICES 64
 /* Of a speech, as the OpenAI API. */
@@ -26,8 +27,12 @@ bool cs_fault_set(cs_fault *fault, cs_error_code code, const char *param, const 
     va_start(args, format);
     g_autofree char *sentence = g_strdup_vprintf(format, args);
     va_end(args);
-    fault->param = g_strdup(param);
-    return cs_fail(&fault->error, code, "%s%s%s", param ? param : "", param ? ": " : "", sentence);
+    g_autofree char *whole =
+        g_strdup_printf("%s%s%s", param ? param : "", param ? ": " : "", sentence);
+    /* What came from outside was cut to a length, perhaps inside of a character. */
+    g_autofree char *valid = g_utf8_make_valid(whole, -1);
+    fault->param = param ? g_utf8_make_valid(param, -1) : NULL;
+    return cs_fail(&fault->error, code, "%s", valid);
 }
 
 #define SHOWN_BYTES 60
@@ -164,7 +169,7 @@ static bool read_flag_object(reader *r, const char *name, json_t *value, const c
     const char *key;
     json_t *item;
     json_object_foreach (value, key, item) {
-        g_autofree char *path = g_strdup_printf("%s.%s", name, key);
+        g_autofree char *path = g_strdup_printf("%s.%.60s", name, key);
         if (strcmp(key, member) != 0)
             return cs_fault_set(r->fault, CS_ERROR_UNSUPPORTED, path,
                                 "is not supported; %s takes %s", name, member);
@@ -226,10 +231,11 @@ static bool read_voice(reader *r, const char *name, json_t *value)
 {
     if (json_is_object(value) && json_object_size(value) == 1)
         value = json_object_get(value, "id");
-    const char *voice = json_string_value(value);
-    if (!voice || !*voice)
+    size_t n;
+    const char *voice = json_is_string(value) ? cs_body_string(r->body, value, &n) : NULL;
+    if (!voice || n == 0 || n > MAX_VOICE_BYTES)
         return cs_fault_expected(r->fault, name, "a voice's name", value);
-    r->params->voice = g_strdup(voice);
+    r->params->voice = g_strndup(voice, n);
     return true;
 }
 

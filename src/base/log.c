@@ -22,13 +22,16 @@ bool cs_log_level_parse(const char *word, cs_log_level *level)
     return false;
 }
 
-/* A message may carry bytes of a request: control characters must not forge lines or drive a
- * terminal. */
+/* A message may carry bytes of a request: control characters (those of C0 and C1) must not forge
+ * lines or drive a terminal. */
 static void mask_control_characters(char *text)
 {
-    for (; *text; text++)
+    for (; *text; text++) {
         if ((unsigned char)*text < 0x20 || *text == 0x7f)
             *text = ' ';
+        if ((unsigned char)text[0] == 0xC2 && (unsigned char)text[1] < 0xA0)
+            text[0] = text[1] = ' ';
+    }
 }
 
 void cs_log(cs_log_level level, const char *area, const char *format, ...)
@@ -37,8 +40,9 @@ void cs_log(cs_log_level level, const char *area, const char *format, ...)
         return;
     va_list args;
     va_start(args, format);
-    g_autofree char *message = g_strdup_vprintf(format, args);
+    g_autofree char *raw = g_strdup_vprintf(format, args);
     va_end(args);
+    g_autofree char *message = g_utf8_make_valid(raw, -1);
     mask_control_characters(message);
 
     g_autoptr(GDateTime) now = g_date_time_new_now_utc();

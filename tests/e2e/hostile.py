@@ -92,6 +92,7 @@ def bodies():
     yield "largest integer", {"messages": HI, "max_tokens": 2**63 - 1}, {400}, "max_tokens"
     yield "answers without end", {"messages": HI, "n": 2**31}, {400}, "n: "
     yield "deep object", {"messages": HI, "chat_template_kwargs": json.loads('{"a":' * 500 + "1" + "}" * 500)}, {400}, "nested"
+    yield "name cut inside of a letter", {"messages": HI, "a" + "\u00e9" * 100: 1}, {400}, "there is no such parameter"
     yield "long role", {"messages": [{"role": "x" * 100000, "content": "hi"}]}, {400}, 'found "xxxx'
     yield "1000 images", chat(*[medium("image_url", photo[:1000])] * 1000), {413}, "256"
     yield "escapes without end", '{"messages":[{"role":"user","content":"' + "\\" * (8 << 20) + '"}]}', {400, 413}, ""

@@ -1,6 +1,7 @@
 /* Bodies of generation requests: read or refused with a message, by both endpoints; what is read
  * keeps its promises. */
 #include "api/content.h"
+#include "api/http.h"
 #include "fake_pipeline.h"
 
 #include <math.h>
@@ -27,6 +28,16 @@ static void check_content(const cs_content *content, cs_endpoint endpoint)
     }
 }
 
+/* The answer is JSON whatever the names in the request were. */
+static void check_fault(const cs_fault *fault)
+{
+    g_autofree char *text = cs_api_error_json(fault->error, fault->param, fault->code);
+    json_t *root = text ? json_loads(text, 0, NULL) : NULL;
+    if (!json_is_string(json_object_get(json_object_get(root, "error"), "message")))
+        __builtin_trap();
+    json_decref(root);
+}
+
 static void read_as(cs_endpoint endpoint, GBytes *bytes)
 {
     cs_fault fault = {0};
@@ -35,9 +46,11 @@ static void read_as(cs_endpoint endpoint, GBytes *bytes)
     cs_media_policy policy = {.max_medium_bytes = 1 << 20};
     cs_body body;
     if (!cs_body_parse(&body, bytes, &fault.error)) {
+        check_fault(&fault);
         cs_fault_clear(&fault);
         return;
     }
+    fault.body = &body;
     bool ok =
         cs_params_read(&params, &body, endpoint, &fault) &&
         (endpoint == CS_ENDPOINT_CHAT ? cs_content_read_messages(&content, &body, &policy, &fault)
@@ -45,6 +58,8 @@ static void read_as(cs_endpoint endpoint, GBytes *bytes)
     cs_body_clear(&body);
     if (ok != !fault.error)
         __builtin_trap();
+    if (!ok)
+        check_fault(&fault);
     if (ok) {
         check_params(&params);
         check_content(&content, endpoint);

@@ -1,6 +1,7 @@
 /* Reading generation requests: every field's type and range, content parts, placeholders for
  * base64. */
 #include "api/content.h"
+#include "api/http.h"
 #include "fake_pipeline.h"
 
 #include <string.h>
@@ -218,6 +219,27 @@ static void test_lift(void)
     cs_body_clear(&body);
 }
 
+/* A name that is cut inside of a character still makes JSON. */
+static void test_cut_names(void)
+{
+    g_autoptr(GString) body = g_string_new("{\"a");
+    for (int i = 0; i < 100; i++)
+        g_string_append(body, "é");
+    g_string_append(body, "\":1}");
+    cs_fault fault = {0};
+    cs_params params;
+    cs_content content;
+    g_assert_false(read_text(CHAT, body->str, &fault, &params, &content));
+    g_autofree char *text = cs_api_error_json(fault.error, fault.param, fault.code);
+    json_t *root = json_loads(text, 0, NULL);
+    json_t *error = json_object_get(root, "error");
+    g_assert_true(g_str_has_prefix(json_string_value(json_object_get(error, "param")), "aéé"));
+    json_decref(root);
+    cs_params_clear(&params);
+    cs_content_clear(&content);
+    cs_fault_clear(&fault);
+}
+
 /* An error shows what came, not what stands for it. */
 static void test_lifted_in_errors(void)
 {
@@ -321,6 +343,7 @@ int main(int argc, char **argv)
         g_test_add_data_func(name, &cases[i], test_case);
     }
     g_test_add_func("/api/request/lift", test_lift);
+    g_test_add_func("/api/request/cut_names", test_cut_names);
     g_test_add_func("/api/request/lifted_in_errors", test_lifted_in_errors);
     g_test_add_func("/api/request/many_escapes", test_many_escapes);
     g_test_add_func("/api/request/too_much_text", test_too_much_text);
