@@ -5,6 +5,7 @@
 #include "plan/report.h"
 #include "plan/sim.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -100,7 +101,7 @@ int cs_cli_simulate(int argc, char **argv)
     GError *error = NULL;
     cs_cli_catch_interrupt();
     o.paths.workload = g_strdup(argv[2]);
-    bool ok = o.requests >= 1 && o.rate >= 0
+    bool ok = o.requests >= 1 && o.rate >= 0 && isfinite(o.rate)
                   ? run(&o, argv[1], &error)
                   : cs_fail(&error, CS_ERROR_INVALID, "--requests and --rate must be positive");
     char *all[] = {o.paths.graph,   o.paths.profiles, o.paths.workload,

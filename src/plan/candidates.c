@@ -77,6 +77,12 @@ bool cs_candidate_parse(const cs_flow *flow, const char *text, cs_candidate *out
     if (!cs_candidate_from_counts(out, p, counts))
         return cs_fail(error, CS_ERROR_TOO_LARGE, "more than %d kinds of executor",
                        CS_CANDIDATE_TYPES);
+    guint32 missing = cs_problem_stages_in_use(p);
+    for (guint i = 0; i < out->n; i++)
+        missing &= ~p->execs[out->exec[i]].mask;
+    if (missing)
+        return cs_fail(error, CS_ERROR_INVALID, "no executor in it hosts %s",
+                       p->stages[__builtin_ctz(missing)].name);
     out->rate = cs_flow_rate(flow, counts);
     return true;
 }
@@ -120,14 +126,6 @@ int cs_candidate_compare(const cs_flow *flow, cs_policy policy, const cs_candida
 }
 
 /* ---- subplans ---- */
-
-static guint32 stages_in_use(const cs_problem *p)
-{
-    guint32 used = 0;
-    for (size_t t = 0; t < p->n_types; t++)
-        used |= p->types[t].stages;
-    return used;
-}
 
 typedef struct {
     guint32 *masks; /* distinct masks of executor types */
@@ -176,7 +174,7 @@ GArray *cs_subplans_list(const cs_problem *p, size_t most, bool *cut)
     qsort(masks, x.n_masks, sizeof masks[0], by_stages_descending);
     x.out = g_array_new(FALSE, TRUE, sizeof(cs_subplan));
     cs_subplan current = {0};
-    partition(&x, &current, stages_in_use(p));
+    partition(&x, &current, cs_problem_stages_in_use(p));
     *cut = x.cut;
     return x.out;
 }
@@ -577,7 +575,7 @@ static void add_set(cs_subplan *s, guint32 mask)
 static cs_subplan baseline_subplan(const cs_problem *p, cs_baseline baseline)
 {
     cs_subplan s = {0};
-    guint32 used = stages_in_use(p), encoders = 0, prefill = 0;
+    guint32 used = cs_problem_stages_in_use(p), encoders = 0, prefill = 0;
     for (size_t k = 0; k < p->n_stages; k++) {
         if (p->stages[k].kind == CS_STAGE_BATCH)
             encoders |= 1u << k;

@@ -263,7 +263,7 @@ static void bound_by_flow(planner *f)
         best = g_array_index(f->all, contender, 0).c;
     bool proven = cs_candidate_branch(f->flow, flow_policy(f), MIN(1.0, f->o.seconds / 10), 4000,
                                       &best, &f->bound);
-    if (best.n > 0) {
+    if (best.n > 0 && best.rate > 0) {
         cs_candidate_improve(f->flow, flow_policy(f), 1500, &best);
         add_candidate(f, &best);
     }

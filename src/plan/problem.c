@@ -294,14 +294,6 @@ static void allowed_masks(const cs_problem *p, guint8 *allowed)
     }
 }
 
-static guint32 used_stages(const cs_problem *p)
-{
-    guint32 used = 0;
-    for (size_t t = 0; t < p->n_types; t++)
-        used |= p->types[t].stages;
-    return used;
-}
-
 /* Device counts that any profile has, ascending. */
 static GArray *profiled_counts(const cs_problem *p)
 {
@@ -322,7 +314,7 @@ static bool make_execs(cs_problem *p, GError **error)
     g_autoptr(GArray) execs = g_array_new(FALSE, TRUE, sizeof(cs_exec_type));
     g_autoptr(GArray) counts = profiled_counts(p);
     allowed_masks(p, allowed);
-    guint32 used = used_stages(p);
+    guint32 used = cs_problem_stages_in_use(p);
     for (guint32 mask = 1; mask < 1u << p->n_stages && execs->len <= MAX_EXECS; mask++)
         for (size_t kind = 0; allowed[mask] && !(mask & ~used) && kind < p->cluster->n_kinds;
              kind++)
@@ -409,7 +401,7 @@ char *cs_problem_why_not(const cs_problem *p, guint32 mask)
 /* Every stage in use must run somewhere. */
 static bool check_coverage(const cs_problem *p, GError **error)
 {
-    guint32 covered = 0, used = used_stages(p);
+    guint32 covered = 0, used = cs_problem_stages_in_use(p);
     for (size_t e = 0; e < p->n_execs; e++)
         covered |= p->execs[e].mask;
     for (size_t s = 0; s < p->n_stages; s++) {

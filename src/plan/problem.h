@@ -108,6 +108,15 @@ static inline double cs_problem_work(const cs_problem *p, size_t exec, size_t st
     return p->work[(exec * p->n_stages + stage) * p->n_types + type];
 }
 
+/* Stages that any type with a rate needs. */
+static inline guint32 cs_problem_stages_in_use(const cs_problem *p)
+{
+    guint32 used = 0;
+    for (size_t t = 0; t < p->n_types; t++)
+        used |= p->types[t].stages;
+    return used;
+}
+
 /* The edge is used by a type that has both its ends. */
 static inline bool cs_problem_type_uses(const cs_problem_type *type, const cs_stage_edge *edge)
 {

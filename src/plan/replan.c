@@ -183,14 +183,12 @@ static void list_moves(const replanner *r, cs_replan_result *result)
 
 static bool covers(const cs_problem *p, const cs_layout *l)
 {
-    guint32 mask = 0, used = 0;
-    for (size_t t = 0; t < p->n_types; t++)
-        used |= p->types[t].stages;
+    guint32 mask = 0;
     for (size_t e = 0; e < p->n_execs; e++)
         for (size_t n = 0; n < p->cluster->n_nodes; n++)
             if (*cs_layout_at(l, e, n) > 0)
                 mask |= p->execs[e].mask;
-    return (used & ~mask) == 0;
+    return (cs_problem_stages_in_use(p) & ~mask) == 0;
 }
 
 static void consider(const replanner *r, const char *name, cs_layout *l, GString *text,

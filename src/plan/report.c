@@ -148,8 +148,9 @@ static void draw_node(GString *out, const cs_plan *plan, const char *node, int x
         colour_of(e->name, colour);
         g_autofree char *type = g_strndup(e->name, strcspn(e->name, "@"));
         g_autofree char *full = g_markup_escape_text(type, -1);
+        g_autofree char *start = g_utf8_substring(type, 0, MIN(g_utf8_strlen(type, -1), 24));
         g_autofree char *brief =
-            strlen(type) > 26 ? g_strdup_printf("%.24s..", type) : g_strdup(type);
+            g_utf8_strlen(type, -1) > 26 ? g_strconcat(start, "..", NULL) : g_strdup(type);
         g_autofree char *label = g_markup_escape_text(brief, -1);
         g_string_append_printf(out, "<text x='%d' y='%d'><title>%s</title>%d x %s</text>\n", x + 8,
                                line + 11, full, e->replicas, label);
@@ -187,13 +188,15 @@ static void draw_links(GString *out, const cs_plan *plan, const cs_cluster *c, c
         node_corner(g, from, &x0, &y0);
         node_corner(g, to, &x1, &y1);
         int shift = from < to ? -4 : 4; /* both directions stay visible */
+        g_autofree char *source = g_markup_escape_text(l->from, -1);
+        g_autofree char *target = g_markup_escape_text(l->to, -1);
         g_string_append_printf(
             out,
             "<line x1='%d' y1='%d' x2='%d' y2='%d' stroke='%s' stroke-width='%.1f' "
             "opacity='0.6'><title>%s to %s: %.3g MB/s, %.2g %% of the link</title></line>\n",
             x0 + NODE_WIDTH / 2, y0 + g->height / 2 + shift, x1 + NODE_WIDTH / 2,
             y1 + g->height / 2 + shift, l->utilisation > 0.7 ? "#c33" : "#47a",
-            1 + 6 * MIN(l->utilisation, 1), l->from, l->to, l->bytes_per_s / 1e6,
+            1 + 6 * MIN(l->utilisation, 1), source, target, l->bytes_per_s / 1e6,
             100 * l->utilisation);
     }
 }
@@ -278,8 +281,9 @@ static void plot_use(GString *out, const cs_sim_result *sim, const cs_layout *la
                 5 + (1 - MIN(1, (double)sim->busy_bins[b * sites + i])) * PLOT_HEIGHT);
         g_string_append(out, "'/>");
         g_autofree char *name = g_markup_escape_text(p->execs[i / n].name, -1);
+        g_autofree char *node = g_markup_escape_text(p->cluster->nodes[i % n].name, -1);
         g_string_append_printf(legend, "<span style='color:%s'>&#9632;</span> %s@%s ", colour, name,
-                               p->cluster->nodes[i % n].name);
+                               node);
     }
     g_string_append_printf(out, "</svg>%s</p>\n", legend->str);
     double most = 0;

@@ -26,12 +26,12 @@ typedef struct {
     guint32 total, done, available; /* iterations; total 1 for stages that do not iterate */
     guint32 base, target;           /* in the stage's iteration count */
     guint32 chunks_sent;
-    float cost;             /* units of a batch, prompt tokens, or weight in each iteration */
-    double done_cost; /* of a prompt in chunks, which may be many ... */
-    float slice;      /* ... and what of it is in this round */
-    float kv;               /* bytes while it runs */
-    float chunk_every;      /* iterations between chunks it sends; 0: none */
-    guint16 waiting;        /* inputs still missing */
+    float cost;        /* units of a batch, prompt tokens, or weight in each iteration */
+    double done_cost;  /* of a prompt in chunks, which may be many ... */
+    float slice;       /* ... and what of it is in this round */
+    float kv;          /* bytes while it runs */
+    float chunk_every; /* iterations between chunks it sends; 0: none */
+    guint16 waiting;   /* inputs still missing */
     bool queued, holds, reserves, starved, first_pending;
 } sim_job;
 

@@ -22,7 +22,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         json_decref(twice);
         g_autofree char *table = cs_report_table(plan);
         g_autofree char *svg = cs_report_svg(plan, fuzz_plan_cluster());
-        g_assert_true(table && svg);
+        GMarkupParser nothing = {0};
+        g_autoptr(GMarkupParseContext) xml = g_markup_parse_context_new(&nothing, 0, NULL, NULL);
+        g_markup_parse_context_parse(xml, svg, -1, &error);
+        g_assert_no_error(error);
+        g_assert_nonnull(table);
     }
     json_decref(root);
     return 0;
