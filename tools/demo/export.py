@@ -1,10 +1,10 @@
 """Writes trained weights as a checkpoint in the hub's layout of Qwen2.5-Omni.
 
-    python export.py WORK models/demo
+    python export.py WORK models/demo [--speech]
 
-The talker and the vocoder are left out (enable_audio_output is false): the checkpoint understands, it does not speak.
-spk_dict.pt is there with one empty voice, because transformers insists on the file, and on its default voice even when
-it generates text only.
+Without --speech the talker and token2wav are left out (enable_audio_output is false): the checkpoint understands, it does
+not speak. spk_dict.pt is there with one empty voice, because transformers insists on the file, and on its default voice even
+when it generates text only. With --speech they come from WORK/talker.pt, dit.pt and vocoder.pt (speak.py).
 """
 
 from __future__ import annotations
@@ -61,6 +61,42 @@ def configuration(tokenizer: Tokenizer, c: dict = network.CONFIG) -> dict:
         "torch_dtype": "bfloat16", "transformers_version": "4.57.6"}
 
 
+def speech_configuration(config: dict) -> dict:
+    """config.json with a talker and token2wav."""
+    import speak
+    thinker = config["thinker_config"]
+    shared = {name: thinker[name] for name in ("audio_end_token_id", "audio_start_token_id", "audio_token_index",
+                                               "image_token_index", "video_token_index", "vision_end_token_id",
+                                               "vision_start_token_id")}
+    common = {"attention_dropout": 0.0, "hidden_act": "silu", "init_std": 0.02, "initializer_range": 0.02,
+              "rms_norm_eps": 1e-6, "use_cache": True, "use_sliding_window": False, "torch_dtype": "bfloat16"}
+    talker = {"architectures": ["Qwen2OmniTalkerForConditionalGeneration"], **common, **shared, **speak.TALKER,
+              "model_type": "qwen2_5_omni_talker"}
+    dit = {"model_type": "qwen2_5_omni_dit", "max_position_embeddings": 4096, "rope_theta": 10000.0,
+           "torch_dtype": "float32", **speak.DIT}
+    vocoder = {"model_type": "qwen2_5_omni_bigvgan", "torch_dtype": "float32", "use_bias_at_final": False,
+               **speak.VOCODER}
+    return config | {"enable_audio_output": True, "enable_talker": True, "talker_config": talker,
+                     "token2wav_config": {"model_type": "qwen2_5_omni_token2wav", "dit_config": dit,
+                                          "bigvgan_config": vocoder}}
+
+
+def speech_weights(work: pathlib.Path) -> dict[str, torch.Tensor]:
+    prefixes = {"talker": "talker.", "dit": "token2wav.code2wav_dit_model.", "vocoder": "token2wav.code2wav_bigvgan_model."}
+    return {prefix + name: weight for part, prefix in prefixes.items()
+            for name, weight in torch.load(work / f"{part}.pt")["weights"].items()}
+
+
+def speakers(work: pathlib.Path) -> dict[str, dict]:
+    """spk_dict.pt: cond [1, size], ref_mel [1, frames, bins], the token that tells the talker who speaks."""
+    import speak
+    import voice
+    items, _, _ = speak.load(work)
+    conditions, references = voice.conditions(), speak.references(items)
+    return {name: {"cond": conditions[name], "ref_mel": references[name][None].clone(), "bos_token": token}
+            for name, (_, token) in voice.SPEAKERS.items()}
+
+
 def preprocessor() -> dict:
     """The image processor's and the feature extractor's fields together, as on the hub."""
     return {"chunk_length": 300, "dither": 0.0, "feature_extractor_type": "WhisperFeatureExtractor",
@@ -72,9 +108,12 @@ def preprocessor() -> dict:
             "sampling_rate": 16000, "temporal_patch_size": 2}
 
 
-def write(folder: pathlib.Path, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> None:
+def write(folder: pathlib.Path, weights: dict[str, torch.Tensor], tokenizer: Tokenizer,
+          speech: pathlib.Path | None = None) -> None:
+    """Write the checkpoint; speech: the folder of the speaking half's training."""
     tokens.save(tokenizer, folder)
-    tokens.dump(folder / "config.json", configuration(tokenizer))
+    config = configuration(tokenizer)
+    tokens.dump(folder / "config.json", speech_configuration(config) if speech else config)
     tokens.dump(folder / "preprocessor_config.json", preprocessor())
     ids = [tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
     tokens.dump(folder / "generation_config.json", {
@@ -82,10 +121,12 @@ def write(folder: pathlib.Path, weights: dict[str, torch.Tensor], tokenizer: Tok
         "pad_token_id": ids[2], "transformers_version": "4.57.6"})
     kept = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in sorted(weights.items())
             if name.startswith("thinker.")}
+    if speech:
+        kept |= {name: weight.to(torch.bfloat16).contiguous() for name, weight in sorted(speech_weights(speech).items())}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # written for the owner only
     nothing = {"cond": torch.zeros(1, 0), "ref_mel": torch.zeros(1, 0, 0), "bos_token": 0}
-    torch.save({"Chelsie": nothing}, folder / "spk_dict.pt")
+    torch.save(speakers(speech) if speech else {"Chelsie": nothing}, folder / "spk_dict.pt")
 
 
 def main() -> None:
@@ -93,9 +134,11 @@ def main() -> None:
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--last", action="store_true", help="the last weights, not their running average")
+    parser.add_argument("--speech", action="store_true", help="with the talker and token2wav")
     options = parser.parse_args()
     saved = torch.load(options.work / "checkpoint.pt")
-    write(options.folder, saved["weights" if options.last else "average"], Tokenizer.from_file(str(options.work / "tokenizer.json")))
+    write(options.folder, saved["weights" if options.last else "average"],
+          Tokenizer.from_file(str(options.work / "tokenizer.json")), options.work if options.speech else None)
     print(f"{options.folder}: weights of step {saved['step']}")
 
 

@@ -280,11 +280,22 @@ def text_tables(position, segment, config: dict = CONFIG):
 
 
 def text(w, source, index, cos, sin, mask, wanted, config: dict = CONFIG):
-    """Logits of the next token at wanted places.
+    """Logits of the next token at wanted places [s], flat: float32 [s, vocabulary]. The rest as hidden() takes it."""
+    x = _text_layers(w, source, index, cos, sin, mask, config)
+    x = _rms(w, "thinker.model.norm", x.reshape(index.numel(), -1)[wanted])
+    return _linear(w, "thinker.lm_head", x).float()
+
+
+def hidden(w, source, index, cos, sin, mask, config: dict = CONFIG):
+    """The last hidden states [rows, length, hidden].
 
     source [m, hidden]: merged pictures and sounds, which follow the vocabulary in index [rows, length];
-    cos, sin, mask: text_tables(); wanted [s]: flat places. Returns float32 [s, vocabulary].
+    cos, sin, mask: text_tables().
     """
+    return _rms(w, "thinker.model.norm", _text_layers(w, source, index, cos, sin, mask, config))
+
+
+def _text_layers(w, source, index, cos, sin, mask, config):
     c, p = config, "thinker.model."
     rows, length = index.shape
     table = torch.cat((_cast(w[p + "embed_tokens.weight"]), source))
@@ -301,5 +312,4 @@ def text(w, source, index, cos, sin, mask, wanted, config: dict = CONFIG):
         gate, up = F.linear(inner, _cast(torch.cat((w[b + "mlp.gate_proj.weight"],
                                                     w[b + "mlp.up_proj.weight"])))).chunk(2, -1)
         x = x + _linear(w, b + "mlp.down_proj", F.silu(gate) * up)
-    x = _rms(w, p + "norm", x.reshape(rows * length, -1)[wanted])
-    return _linear(w, "thinker.lm_head", x).float()
+    return x

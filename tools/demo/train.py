@@ -230,6 +230,7 @@ def parse():
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the pools")
     parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--threads", type=int, default=2, help="one where other work keeps the cores busy: two wait for each other")
     parser.add_argument("--test-every", type=int, default=400)
     return parser.parse_args()
 
@@ -247,7 +248,7 @@ def batches(options, trainer, first):
 
 def main() -> None:
     options = parse()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     prepare(options.work, options.seed, options.scale)
     trainer = Trainer(options.work, options.seed)
     optimizer = Muon(trainer.weights)
