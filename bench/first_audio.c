@@ -342,6 +342,7 @@ int main(int argc, char **argv)
                 "first_audio CHECKPOINT [--dtype f32|bf16] [--users 1..64] [--repeat 1..16]\n");
         return 2;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     options.dir = argv[1];
     parts p = measure_parts(FIRST_CODES);
     printf(

@@ -31,6 +31,9 @@ struct cs_generator_request {
     bool done;
     /* The engine thread's. */
     cs_generation *generation;
+    int64_t first_ready_us; /* 0: not yet */
+    int64_t first_out_us;   /* of the first sample; 0: not yet */
+    uint64_t n_out;         /* samples handed out */
 };
 
 struct cs_generator_engine {
@@ -43,7 +46,6 @@ struct cs_generator_engine {
     /* Under the hub's lock. */
     GPtrArray *requests; /* references, in order of arrival */
     bool stopping;
-    guint next; /* with more requests than a batch takes, where the next batch begins */
     cs_generator_engine_stats stats;
 };
 
@@ -176,19 +178,37 @@ static void take_codes(const cs_generator_engine *e, cs_generator_request *r)
     g_array_set_size(r->pending, 0);
 }
 
-/* Ready requests, at most a batch, with references; begins behind the last of the batch before. */
+/* When the listener runs out of sound. */
+static int64_t deadline_us(const cs_generator_engine *e, const cs_generator_request *r)
+{
+    if (!r->first_out_us)
+        return r->first_ready_us;
+    uint32_t rate = MAX(e->generator->sample_rate, 1);
+    return r->first_out_us + (int64_t)(r->n_out * G_USEC_PER_SEC / rate);
+}
+
+static gint compare_deadlines(gconstpointer a, gconstpointer b, gpointer engine)
+{
+    int64_t x = deadline_us(engine, *(cs_generator_request *const *)a);
+    int64_t y = deadline_us(engine, *(cs_generator_request *const *)b);
+    return (x > y) - (x < y);
+}
+
+/* The ready requests with the next deadlines, at most a full batch, with references. */
 static GPtrArray *choose(cs_generator_engine *e)
 {
     GPtrArray *batch = g_ptr_array_new_with_free_func(request_unref);
-    guint n = e->requests->len, first = n ? e->next % n : 0;
-    for (guint i = 0; i < n && batch->len < e->generator->max_batch; i++) {
-        cs_generator_request *r = g_ptr_array_index(e->requests, (first + i) % n);
+    uint32_t full = e->generator->full_batch;
+    for (guint i = 0; i < e->requests->len; i++) {
+        cs_generator_request *r = g_ptr_array_index(e->requests, i);
         if (r->ending || !e->generator->ops->ready(r->generation))
             continue;
+        r->first_ready_us = r->first_ready_us ? r->first_ready_us : cs_now_us();
         g_atomic_int_inc(&r->refs);
         g_ptr_array_add(batch, r);
-        e->next = (first + i + 1) % n;
     }
+    g_ptr_array_sort_with_data(batch, compare_deadlines, e);
+    g_ptr_array_set_size(batch, (gint)MIN(batch->len, full ? full : e->generator->max_batch));
     return batch;
 }
 
@@ -229,6 +249,8 @@ static uint64_t hand_out(cs_generator_engine *e, cs_generator_request *r)
             break;
         if (r->credit != UINT64_MAX)
             r->credit -= n;
+        r->first_out_us = r->first_out_us ? r->first_out_us : cs_now_us();
+        r->n_out += n;
         total += n;
         e->stats.samples += n;
         g_mutex_unlock(&e->hub->lock);

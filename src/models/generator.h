@@ -44,6 +44,9 @@ struct cs_generator {
     uint32_t sample_rate; /* in Hz */
     uint32_t samples_per_code;
     uint32_t max_batch;
+    /* Generations from which on a step takes as much longer as it has more of them; 0: max_batch.
+     */
+    uint32_t full_batch;
 };
 
 #endif

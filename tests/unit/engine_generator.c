@@ -10,6 +10,10 @@ enum { PER_CODE = 4, MOST_UNREAD = 64, BATCH = 3, BAD_CODE = -1, FATAL_CODE = -2
 typedef struct {
     cs_generator generator;
     gint n_open, max_batch_seen, freed;
+    /* Or NULL: what gives leave for a step, one token each; and which streams took part, by their
+     * first codes. */
+    GAsyncQueue *leave;
+    GString *order;
 } fake;
 
 struct cs_generation {
@@ -72,11 +76,15 @@ static bool fake_step(cs_generator *generator, uint32_t n, cs_generation *const 
 {
     fake *f = (fake *)generator;
     f->max_batch_seen = MAX(f->max_batch_seen, (gint)n);
+    if (f->leave)
+        g_async_queue_pop(f->leave);
     for (uint32_t i = 0; i < n; i++) {
         cs_generation *g = generations[i];
         int32_t code = g_array_index(g->codes, int32_t, g->n_spoken);
         float sample = (float)code;
         g_assert_true(fake_ready(g));
+        if (f->leave)
+            g_string_append_c(f->order, (char)g_array_index(g->codes, int32_t, 0));
         if (code == FATAL_CODE)
             return cs_fail(error, CS_ERROR_FAILED, "out of breath");
         for (int j = 0; j < PER_CODE; j++)
@@ -331,6 +339,49 @@ static void test_refused(void)
     cs_generator_engine_free(e);
 }
 
+static void allow_steps(fake *f, int n)
+{
+    for (int i = 0; i < n; i++)
+        g_async_queue_push(f->leave, f);
+}
+
+/* One stream a step: who has waited longest for his first sound, then who runs out first. The
+ * engine has chosen a step when it waits for leave. */
+static void test_order(void)
+{
+    enum { N = 4, N_CODES = 3, LATE = 3 };
+    fake f = make_fake();
+    f.leave = g_async_queue_new();
+    f.order = g_string_new(NULL);
+    f.generator.full_batch = 1;
+    f.generator.sample_rate = PER_CODE;
+    cs_generator_engine *e = start(&f, 0);
+    listener l[N];
+    cs_generator_request *r[N];
+    for (int i = 0; i < N; i++) {
+        int32_t codes[N_CODES] = {'a' + i, 'a' + i, 'a' + i};
+        for (int heard = 0; i == LATE && heard < LATE; heard++) {
+            allow_steps(&f, 1);
+            await(&l[heard], PER_CODE);
+        }
+        r[i] = submit(e, &l[i], 0);
+        cs_generator_request_push(r[i], N_CODES, codes, true);
+    }
+    allow_steps(&f, N * N_CODES);
+    for (int i = 0; i < N; i++) {
+        await(&l[i], 0);
+        g_assert_no_error(l[i].error);
+        cs_generator_request_release(r[i]);
+        listener_clear(&l[i]);
+    }
+    cs_generator_engine_free(e);
+    g_assert_true(g_str_has_prefix(f.order->str, "abcd") ||
+                  g_str_has_prefix(f.order->str, "abcad"));
+    g_assert_true(g_str_has_suffix(f.order->str, "abcd"));
+    g_string_free(f.order, TRUE);
+    g_async_queue_unref(f.leave);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -338,5 +389,6 @@ int main(int argc, char **argv)
     g_test_add_func("/engine/generator/credit", test_credit);
     g_test_add_func("/engine/generator/endings", test_endings);
     g_test_add_func("/engine/generator/refused", test_refused);
+    g_test_add_func("/engine/generator/order", test_order);
     return g_test_run();
 }

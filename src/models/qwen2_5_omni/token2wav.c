@@ -5,7 +5,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_STREAMS = 256 };
+/* Two streams are some 300 rows of a product, which keep a CPU's units busy. */
+enum { MAX_STREAMS = 256, FULL_STREAMS = 2 };
 
 struct cs_token2wav {
     cs_generator generator;
@@ -41,8 +42,10 @@ cs_token2wav *cs_token2wav_load(cs_loader *loader, cs_compute *compute,
 {
     g_autoptr(cs_token2wav) t = g_new0(cs_token2wav, 1);
     t->config = *config;
-    t->generator = (cs_generator){
-        .ops = &generator_ops, .sample_rate = CS_VOCODER_RATE, .max_batch = MAX_STREAMS};
+    t->generator = (cs_generator){.ops = &generator_ops,
+                                  .sample_rate = CS_VOCODER_RATE,
+                                  .max_batch = MAX_STREAMS,
+                                  .full_batch = FULL_STREAMS};
     t->dit = cs_dit_load(loader, compute, &config->dit, "token2wav.code2wav_dit_model");
     t->vocoder =
         cs_vocoder_load(loader, compute, &config->vocoder, "token2wav.code2wav_bigvgan_model");
