@@ -190,14 +190,15 @@ def ask_text(server, requests):
 
 def resumption(tap, server):
     """The thinker dies in the middle of a long answer, several times: the client sees pauses."""
-    request = {"messages": [{"role": "user", "content": "tell me everything"}], "max_tokens": 1500, "temperature": 0,
+    request = {"messages": [{"role": "user", "content": "tell me everything"}], "max_tokens": 3500, "temperature": 0,
                "ignore_eos": True}
     expected = ask_text(server, [request])[0]
     deaths = server.metric("cornserve_executor_deaths_total")
-    killer = Killer(server, 0.1, "executor")
+    killer = Killer(server, 0.02, "executor")
     killer.start()
     texts, end, pause = stream(server, request)
     killer.stop()
+    tap.check(killer.killed["executor"] > 0, "executors were killed in the middle of an answer")
     tap.check(end == "done" and texts == expected, "an answer goes on where it stopped",
               f"{end}: {len(texts.get(0, ''))} characters of {len(expected[0])}")
     print(f"# longest pause {pause:.2f} s, {server.metric('cornserve_executor_deaths_total') - deaths:.0f} deaths")

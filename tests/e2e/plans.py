@@ -9,6 +9,7 @@ import concurrent.futures
 import json
 import pathlib
 import random
+import subprocess
 import tempfile
 
 from serving import CHECKPOINT, ROOT, Server, Tap, data_url, golden_requests, part
@@ -56,9 +57,9 @@ class Plans:
     def __exit__(self, *_):
         self.dir.cleanup()
 
-    def file(self, name):
+    def file(self, name, content=None):
         path = pathlib.Path(self.dir.name) / (name.replace(" ", "-") + ".json")
-        path.write_text(json.dumps(PLANS[name]))
+        path.write_text(json.dumps(content or PLANS[name]))
         return str(path)
 
 
@@ -136,12 +137,40 @@ def compare(tap, program, plans, name, checkpoint, requests):
         tap.check(deaths == 0, f"{name}: {plan_name}: no executor died")
 
 
+REFUSED = {
+    "no plan": ({}, "version"),
+    "no thinker": (plan(executor("e", ["image_encoder"])), "no executor has component thinker"),
+    "half a thinker": (plan(executor("e", [("thinker", "prefill")])), "no executor has component thinker"),
+    "half an encoder": (plan(executor("e", ["thinker", ("image_encoder", "decode")])), "image_encoder"),
+    "an unknown component": (plan(executor("e", ["thinker", "nose"])), "no component nose"),
+    "an unknown device": (plan(executor("e", ["thinker"]) | {"device": "a100"}), "device a100"),
+    "a KV budget of less than a block": (plan(executor("e", ["thinker"]) | {"kv_budget_bytes": 1}), "expected at least one block"),
+}
+
+
+def refusals(tap, program):
+    """Plans that cannot be: the reason, and nothing left running."""
+    for name, (bad, words) in REFUSED.items():
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(bad, file)
+            file.flush()
+            found = subprocess.run([program, "serve", str(DEMO), "--port", "0", "--plan", file.name], capture_output=True, text=True, timeout=60)
+        tap.check(found.returncode == 1 and words in found.stderr, f"refused: {name}", found.stderr)
+    text_only = plan(executor("thinker", ["thinker"]))
+    with Plans() as plans, Server(program, "--plan", plans.file("text only", text_only)) as server:
+        status, body = server.request("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": [part("stamp.png")]}]})
+        tap.check(status == 400 and b"takes no images" in body, "an image where no executor encodes one", body)
+        status, body = server.request("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10**6})
+        tap.check(status == 400, "more tokens than the executors take", body)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
     parser.add_argument("--requests", type=int, default=200)
     arguments = parser.parse_args()
     tap = Tap()
+    tap.run("refusals", refusals, tap, arguments.program)
     with Plans() as plans:
         tap.run("golden", compare, tap, arguments.program, plans, "golden", None, golden_mix(arguments.requests))
         tap.run("demo", compare, tap, arguments.program, plans, "demo", DEMO, demo_mix(arguments.requests))
