@@ -27,7 +27,7 @@ typedef struct {
     size_t max_medium_bytes; /* 256 MiB */
 
     cs_pipeline *const *more_models; /* NULL-terminated, or NULL */
-    const char *state_path; /* where apps are kept; NULL: nowhere */
+    const char *state_path;          /* where apps are kept; NULL: nowhere */
 } cs_api_options;
 
 /* Listens. The pipelines are borrowed and outlive the API; their ids differ. */

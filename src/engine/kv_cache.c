@@ -1,9 +1,9 @@
 #include "engine/kv_cache.h"
 
 #include "base/error.h"
+#include "base/siphash.h"
 
 #include <string.h>
-#include <sys/random.h>
 
 #define ROWS_BYTES (CS_LLM_BLOCK_TOKENS * sizeof(cs_kv_row))
 #define NONE (-1)
@@ -26,71 +26,35 @@ struct cs_kv_cache {
     cs_kv_row *rows;     /* [n_blocks][CS_LLM_BLOCK_TOKENS]; NULL: no prefix cache */
     int32_t *buckets;    /* [n_buckets] */
     uint32_t n_buckets;  /* a power of two */
-    uint64_t secret[2];
 };
 
-/* ---- SipHash-2-4 with 128 bits of output (Aumasson, Bernstein 2012) ---- */
+/* ---- Keys ---- */
 
-static inline uint64_t rotate_left(uint64_t x, int bits)
-{
-    return x << bits | x >> (64 - bits);
-}
-
-static inline void sip_round(uint64_t v[4])
-{
-    v[0] += v[1], v[1] = rotate_left(v[1], 13) ^ v[0], v[0] = rotate_left(v[0], 32);
-    v[2] += v[3], v[3] = rotate_left(v[3], 16) ^ v[2];
-    v[0] += v[3], v[3] = rotate_left(v[3], 21) ^ v[0];
-    v[2] += v[1], v[1] = rotate_left(v[1], 17) ^ v[2], v[2] = rotate_left(v[2], 32);
-}
-
-static void sip_absorb(uint64_t v[4], const uint64_t *words, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        v[3] ^= words[i];
-        sip_round(v);
-        sip_round(v);
-        v[0] ^= words[i];
-    }
-}
-
-/* Of `head` [2] and then `words` [n]. */
-static cs_kv_key sip_hash(const uint64_t secret[2], const uint64_t head[2], const uint64_t *words,
-                          size_t n)
-{
-    uint64_t v[4] = {0x736f6d6570736575 ^ secret[0], 0x646f72616e646f6d ^ secret[1] ^ 0xee,
-                     0x6c7967656e657261 ^ secret[0], 0x7465646279746573 ^ secret[1]};
-    uint64_t length = (uint64_t)(n + 2) << 59; /* bytes modulo 256, in the top byte */
-    sip_absorb(v, head, 2);
-    sip_absorb(v, words, n);
-    sip_absorb(v, &length, 1);
-    cs_kv_key key;
-    v[2] ^= 0xee;
-    for (int i = 0; i < 4; i++)
-        sip_round(v);
-    key.word[0] = v[0] ^ v[1] ^ v[2] ^ v[3];
-    v[1] ^= 0xdd;
-    for (int i = 0; i < 4; i++)
-        sip_round(v);
-    key.word[1] = v[0] ^ v[1] ^ v[2] ^ v[3];
-    return key;
-}
+/* Domains of base/siphash.h. */
+enum { DOMAIN_ROOT = 0x6b7672, DOMAIN_BLOCK = 0x6b7662 };
 
 static bool keys_equal(cs_kv_key a, cs_kv_key b)
 {
     return a.word[0] == b.word[0] && a.word[1] == b.word[1];
 }
 
-cs_kv_key cs_kv_cache_root(const cs_kv_cache *cache, const uint64_t salt[2])
+cs_kv_key cs_kv_cache_root(const uint64_t salt[2])
 {
-    return sip_hash(cache->secret, salt, NULL, 0);
+    cs_kv_key key;
+    cs_siphash128(DOMAIN_ROOT, salt, 2 * sizeof *salt, key.word);
+    return key;
 }
 
-cs_kv_key cs_kv_cache_key(const cs_kv_cache *cache, cs_kv_key previous, const cs_kv_row *rows)
+cs_kv_key cs_kv_cache_key(cs_kv_key previous, const cs_kv_row *rows)
 {
-    uint64_t words[ROWS_BYTES / sizeof(uint64_t)];
-    memcpy(words, rows, ROWS_BYTES);
-    return sip_hash(cache->secret, previous.word, words, G_N_ELEMENTS(words));
+    struct {
+        cs_kv_key previous;
+        cs_kv_row rows[CS_LLM_BLOCK_TOKENS];
+    } content = {.previous = previous};
+    cs_kv_key key;
+    memcpy(content.rows, rows, ROWS_BYTES);
+    cs_siphash128(DOMAIN_BLOCK, &content, sizeof content, key.word);
+    return key;
 }
 
 /* ---- The list of blocks that nobody holds ---- */
@@ -180,11 +144,6 @@ cs_kv_cache *cs_kv_cache_new(uint32_t n_blocks, bool prefix_cache, GError **erro
         cs_kv_cache_free(cache);
         cs_fail(error, CS_ERROR_FAILED, "KV cache: no memory to keep account of %u blocks",
                 n_blocks);
-        return NULL;
-    }
-    if (getrandom(cache->secret, sizeof cache->secret, 0) != sizeof cache->secret) {
-        cs_kv_cache_free(cache);
-        cs_fail(error, CS_ERROR_FAILED, "KV cache: the system gives no random bytes");
         return NULL;
     }
     cache->list_head = cache->list_tail = NONE;

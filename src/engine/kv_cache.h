@@ -39,9 +39,9 @@ cs_kv_cache *cs_kv_cache_new(uint32_t n_blocks, bool prefix_cache, GError **erro
 void cs_kv_cache_free(cs_kv_cache *cache); /* accepts NULL */
 
 /* The key before the first block of sequences that may share under `salt`. */
-cs_kv_key cs_kv_cache_root(const cs_kv_cache *cache, const uint64_t salt[2]);
+cs_kv_key cs_kv_cache_root(const uint64_t salt[2]);
 /* The key of a full block [CS_LLM_BLOCK_TOKENS rows] after `previous`. */
-cs_kv_key cs_kv_cache_key(const cs_kv_cache *cache, cs_kv_key previous, const cs_kv_row *rows);
+cs_kv_key cs_kv_cache_key(cs_kv_key previous, const cs_kv_row *rows);
 
 /* A block that nobody holds, held once by the caller; -1 when all are held. */
 int32_t cs_kv_cache_take(cs_kv_cache *cache);

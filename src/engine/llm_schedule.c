@@ -127,12 +127,12 @@ static void hold_cached_prefix(cs_llm_engine *engine, llm_sequence *sequence)
     limit = MIN(limit, sequence->n_hidden_done) / CS_LLM_BLOCK_TOKENS;
     if (engine->options.no_prefix_cache)
         limit = 0;
-    cs_kv_key previous = cs_kv_cache_root(engine->kv, request->cache_salt);
+    cs_kv_key previous = cs_kv_cache_root(request->cache_salt);
     for (uint32_t i = 0; i < limit; i++) {
         cs_kv_row rows[CS_LLM_BLOCK_TOKENS];
         llm_sequence_kv_rows(sequence, i, rows);
         if (i == sequence->n_keys)
-            sequence->keys[sequence->n_keys++] = cs_kv_cache_key(engine->kv, previous, rows);
+            sequence->keys[sequence->n_keys++] = cs_kv_cache_key(previous, rows);
         int32_t block = cs_kv_cache_find(engine->kv, sequence->keys[i], previous, rows);
         if (block < 0)
             break;

@@ -65,10 +65,9 @@ static void publish_blocks(cs_llm_engine *engine, llm_sequence *sequence)
         const uint32_t i = sequence->n_published;
         cs_kv_row rows[CS_LLM_BLOCK_TOKENS];
         llm_sequence_kv_rows(sequence, i, rows);
-        cs_kv_key previous =
-            i > 0 ? sequence->keys[i - 1] : cs_kv_cache_root(engine->kv, request->cache_salt);
+        cs_kv_key previous = i > 0 ? sequence->keys[i - 1] : cs_kv_cache_root(request->cache_salt);
         if (i == sequence->n_keys)
-            sequence->keys[sequence->n_keys++] = cs_kv_cache_key(engine->kv, previous, rows);
+            sequence->keys[sequence->n_keys++] = cs_kv_cache_key(previous, rows);
         cs_kv_cache_publish(engine->kv, sequence->blocks[i], sequence->keys[i], previous, rows);
     }
 }

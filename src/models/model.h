@@ -90,10 +90,10 @@ typedef struct {
     bool (*load)(cs_model *model, cs_dtype dtype, const cs_model_options *options, GError **error);
 
     /* Builds the prompt of a rendered conversation (or of a plain text, without media): tokenises
-     * it, with the guards of cs_tokenizer_guard taken out, preprocesses the media, expands each medium's placeholder to as many tokens as its
-     * encoder gives, and assigns positions. Thread-safe, also when engines have taken the
-     * components over. The number and order of media must equal the placeholders in the text
-     * (CS_ERROR_INVALID). */
+     * it, with the guards of cs_tokenizer_guard taken out, preprocesses the media, expands each
+     * medium's placeholder to as many tokens as its encoder gives, and assigns positions.
+     * Thread-safe, also when engines have taken the components over. The number and order of media
+     * must equal the placeholders in the text (CS_ERROR_INVALID). */
     cs_prompt *(*prompt)(const cs_model *model, const char *text, size_t text_bytes,
                          uint32_t n_media, const cs_prompt_medium *media, GError **error);
 

@@ -25,10 +25,10 @@ typedef struct {
      */
     int32_t n_codes;
     int32_t text_end, text_pad; /* of the main LLM's vocabulary */
-    /* A conversation in which the main LLM answers with a text that it is given, so that the text is
-     * heard: what the system says, and what the user asks for before the text. */
+    /* A conversation in which the main LLM answers with a text that it is given, so that the text
+     * is heard: what the system says, and what the user asks for before the text. */
     const char *reader_system, *reader_request;
-    const char *voice;          /* of a request that names none, if the checkpoint has it */
+    const char *voice; /* of a request that names none, if the checkpoint has it */
     /* Sampling of a request that says nothing. */
     float temperature, top_p, repetition_penalty;
     int32_t top_k;

@@ -89,8 +89,8 @@ void cs_detokenizer_push(cs_detokenizer *d, int32_t id, GString *out);
 /* The stream has ended: an unfinished character gives U+FFFD. */
 void cs_detokenizer_flush(cs_detokenizer *d, GString *out);
 
-/* All at once, appended to out. As a stream, but for byte fallback as the reference has it: a run of
- * bytes that is not UTF-8 throughout gives U+FFFD for every byte, also of the characters in it,
+/* All at once, appended to out. As a stream, but for byte fallback as the reference has it: a run
+ * of bytes that is not UTF-8 throughout gives U+FFFD for every byte, also of the characters in it,
  * which a stream has told by then. */
 void cs_tokenizer_decode(const cs_tokenizer *t, const int32_t *ids, size_t n_ids, GString *out);
 
