@@ -432,12 +432,39 @@ typedef struct {
     GError **error;
 } deploy_arguments;
 
+static guint count_executors(const cs_runtime *rt)
+{
+    guint n = 0;
+    for (guint i = 0; i < rt->deployments->len; i++)
+        n += ((const deployment *)rt->deployments->pdata[i])->executors->len;
+    return n;
+}
+
+/* The sidecar has a place for each executor, and for what of the killed has not been cleared yet.
+ */
+static bool check_room(const cs_runtime *rt, const deployment *d, GError **error)
+{
+    uint64_t wanted = 0;
+    guint max = rt->options.sidecar.participants_max / 2, present = count_executors(rt);
+    for (size_t e = 0; e < d->plan->n_executors; e++)
+        wanted += (uint64_t)d->plan->executors[e].replicas;
+    if (wanted + present <= max)
+        return true;
+    return cs_fail(error, CS_ERROR_TOO_LARGE,
+                   "plan: %" G_GUINT64_FORMAT " executors, and %u run already; this node takes %u",
+                   wanted, present, max);
+}
+
 static void start_deployment(cs_runtime *rt, void *user)
 {
     deploy_arguments *a = user;
     deployment *d = a->d;
     if (dispatch_find(rt, d->model)) {
         a->ok = cs_fail(a->error, CS_ERROR_CONFLICT, "model %s is deployed", d->model);
+        return;
+    }
+    if (!check_room(rt, d, a->error)) {
+        a->ok = false;
         return;
     }
     g_ptr_array_add(rt->deployments, d);
@@ -621,6 +648,7 @@ static cs_runtime_options with_defaults(cs_runtime_options o)
     OR_DEFAULT(park_us, 30000000);
     OR_DEFAULT(attempts_max, 4);
     OR_DEFAULT(max_requests, 4096);
+    OR_DEFAULT(sidecar.participants_max, 1024);
 #undef OR_DEFAULT
     return o;
 }

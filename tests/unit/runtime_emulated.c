@@ -217,6 +217,11 @@ static void test_no_start(void)
     g_autoptr(cs_plan) other = cs_plan_colocated(tasks, "model", "abacus", 1, &error);
     g_assert_false(cs_runtime_deploy(rt, "m", other, tasks, "model", NULL, &error));
     g_assert_nonnull(strstr(error->message, "device abacus"));
+    g_clear_error(&error);
+    g_autoptr(cs_plan) crowd = cs_plan_colocated(tasks, "model", "emu:test", 1000000, &error);
+    g_assert_no_error(error);
+    g_assert_false(cs_runtime_deploy(rt, "m", crowd, tasks, "model", NULL, &error));
+    g_assert_error(error, CS_ERROR, CS_ERROR_TOO_LARGE);
     stop_runtime(rt);
 }
 
