@@ -1,7 +1,8 @@
 /* How soon a speech is heard, beside the sum of what must come before it, each measured alone.
  *
- *     build/bench/first_audio CHECKPOINT [--dtype f32|bf16] [--users N] [--repeat N]
+ *     build/bench/first_audio CHECKPOINT [--dtype f32|bf16] [--users N] [--repeat N] [--parts 0|1]
  *
+ * One speech, then --users at once (8). --parts 0 leaves out the parts, and the one.
  * CHECKPOINT is a Qwen2.5-Omni directory that speaks; tools/reference/full_size --speech 3b makes
  * one with random weights. Parts: the LLM's first hidden states, as many more of its tokens as the
  * first chunk of sound has codes (a code hears one more row of the reply each), these codes by the
@@ -30,8 +31,8 @@ enum {
 
 static struct {
     const char *dir, *dtype;
-    int users, repeat;
-} options = {.dtype = "bf16", .users = 8, .repeat = 3};
+    int users, repeat, parts;
+} options = {.dtype = "bf16", .users = 8, .repeat = 3, .parts = 1};
 
 static void fail_on(const GError *error)
 {
@@ -320,9 +321,11 @@ static void measure_users(cs_pipeline *pipeline, int users, const parts *p)
     for (int i = 0; i < options.repeat; i++)
         times[i] = time_users(pipeline, users);
     double took = median(times, options.repeat);
-    printf("%d at once: first sound after %.3f s: %.2f x the sum of the parts, %.2f x with the "
-           "LLM's tokens among them\n",
-           users, took, took / sum, took / (sum + p->tokens));
+    printf("%d at once: first sound after %.3f s", users, took);
+    if (options.parts)
+        printf(": %.2f x the sum of the parts, %.2f x with the LLM's tokens among them", took / sum,
+               took / (sum + p->tokens));
+    printf("\n");
 }
 
 int main(int argc, char **argv)
@@ -333,8 +336,9 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--dtype") == 0)
             options.dtype = argv[i + 1];
         else
-            *(strcmp(argv[i], "--users") == 0 ? &options.users : &options.repeat) =
-                atoi(argv[i + 1]);
+            *(strcmp(argv[i], "--users") == 0   ? &options.users
+              : strcmp(argv[i], "--parts") == 0 ? &options.parts
+                                                : &options.repeat) = atoi(argv[i + 1]);
     }
     if (argc < 2 || options.users < 1 || options.users > MAX_USERS || options.repeat < 1 ||
         options.repeat > MAX_REPEAT) {
@@ -344,15 +348,19 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     options.dir = argv[1];
-    parts p = measure_parts(FIRST_CODES);
-    printf(
-        "first hidden states %.3f s, %d more tokens %.3f s, %d codes %.3f s, their sound %.3f s\n",
-        p.hidden, FIRST_CODES, p.tokens, FIRST_CODES, p.codes, p.sound);
+    parts p = {0};
+    if (options.parts) {
+        p = measure_parts(FIRST_CODES);
+        printf("first hidden states %.3f s, %d more tokens %.3f s, %d codes %.3f s, their sound "
+               "%.3f s\n",
+               p.hidden, FIRST_CODES, p.tokens, FIRST_CODES, p.codes, p.sound);
+    }
     g_autoptr(GError) error = NULL;
     const cs_pipeline_options o = {.dtype = options.dtype, .kv_budget_bytes = 256u << 20};
     cs_pipeline *pipeline = cs_pipeline_new(options.dir, &o, &error);
     fail_on(error);
-    measure_users(pipeline, 1, &p);
+    if (options.parts)
+        measure_users(pipeline, 1, &p);
     if (options.users > 1)
         measure_users(pipeline, options.users, &p);
     cs_pipeline_free(pipeline);

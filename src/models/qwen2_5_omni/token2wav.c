@@ -276,8 +276,10 @@ static bool finish_window(cs_token2wav_stream *s, GError **error)
         return false;
     }
     g_clear_pointer(&s->window, cs_dit_window_free);
+    /* Chunks grow from the first: what has been heard so far lasts while the next is made. */
+    int64_t most = s->options.chunk_blocks * block_codes(s->owner);
+    s->end_code = end + MIN(most, 2 * (s->end_code - s->first_code));
     s->first_code = end;
-    s->end_code = end + s->options.chunk_blocks * block_codes(s->owner);
     return true;
 }
 

@@ -39,7 +39,7 @@ int64_t cs_token2wav_samples_per_code(const cs_token2wav *token2wav); /* 480 at 
 typedef struct {
     uint64_t seed;
     uint32_t first_chunk_blocks; /* 0: 1, for an early first sound */
-    uint32_t chunk_blocks;       /* 0: 4 */
+    uint32_t chunk_blocks;       /* 0: 4; chunks double up to that */
     uint32_t blocks_before;      /* 0: 3 */
     uint32_t blocks_after;       /* 0: 2 */
     uint32_t max_codes;          /* 0: 4096 */
