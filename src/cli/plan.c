@@ -8,6 +8,7 @@
 #include "plan/replan.h"
 #include "plan/report.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -185,7 +186,7 @@ static bool run_exact(const options *o, const cs_cli_plan_inputs *in, GError **e
     bool rate = o->policy_value == CS_POLICY_THROUGHPUT;
     double load = rate ? o->load_factor * r.objective : in->workload->rate_rps;
     g_autoptr(cs_plan) plan = cs_layout_to_plan(r.layout, cs_policy_name(o->policy_value), load);
-    plan->predictions.bound_rps = rate ? r.bound : 0;
+    plan->predictions.bound_rps = rate && isfinite(r.bound) ? r.bound : 0;
     predict(o, r.layout, plan);
     if (o->explain)
         printf("exact: objective %.6g, bound %.6g, gap %.2g %%, %s%s\n\n", r.objective, r.bound,
@@ -201,7 +202,7 @@ static cs_plan *plan_of_fast(const options *o, const cs_fast_result *r)
 {
     cs_plan *plan = cs_layout_to_plan(r->layout, cs_policy_name(o->policy_value), r->load_rps);
     bool rate = o->policy_value == CS_POLICY_THROUGHPUT || o->policy_value == CS_POLICY_GOODPUT;
-    plan->predictions.bound_rps = rate ? r->bound : 0;
+    plan->predictions.bound_rps = rate && isfinite(r->bound) ? r->bound : 0;
     if (r->sim.n_types > 0)
         cs_sim_predict(&r->sim, r->layout->problem, plan);
     return plan;

@@ -428,8 +428,7 @@ double cs_flow_relaxed_rate(const cs_flow *flow, const int *lower, const int *up
     relaxation_init(&r, flow, lower, upper);
     relaxation_fill(&r, NULL);
     *cs_simplex_at(&r.lp, r.lp.m, 0) = 1;
-    cs_simplex_solve(&r.lp);
-    double value = r.lp.value;
+    double value = cs_simplex_solve(&r.lp) ? r.lp.value : INFINITY;
     if (x)
         relaxation_counts(&r, x);
     relaxation_clear(&r);
@@ -461,9 +460,8 @@ double cs_flow_relaxed_cost(const cs_flow *flow, const int *lower, const int *up
     *cs_simplex_at(&r.lp, r.lp.m, 0) = 1e3 * big + 1e-6;
     *cs_simplex_at(&r.lp, r.lp.m - 1, 0) = 1;
     *cs_simplex_at(&r.lp, r.lp.m - 1, r.lp.n) = rate;
-    cs_simplex_solve(&r.lp);
-    bool served = r.lp.x[0] >= rate * (1 - 1e-7);
-    double cost = (1e3 * big + 1e-6) * r.lp.x[0] - r.lp.value + fixed;
+    bool optimal = cs_simplex_solve(&r.lp), served = r.lp.x[0] >= rate * (1 - 1e-7) || !optimal;
+    double cost = optimal ? (1e3 * big + 1e-6) * r.lp.x[0] - r.lp.value + fixed : fixed;
     if (x)
         relaxation_counts(&r, x);
     relaxation_clear(&r);

@@ -60,10 +60,12 @@ void cs_flow_solve(const cs_flow *flow, const int *counts, bool only_rate, cs_fl
 double cs_flow_rate(const cs_flow *flow, const int *counts);
 
 /* Upper bound on the rate for replica counts in [lower, upper] (may be fractional) within the
- * cluster's devices; x[n_execs] receives the counts that reach it. Lower bounds must fit. */
+ * cluster's devices; x[n_execs] receives the counts that reach it. Lower bounds must fit. INFINITY
+ * where the program was not solved to its optimum: then nothing is proven. */
 double cs_flow_relaxed_rate(const cs_flow *flow, const int *lower, const int *upper, double *x);
 /* Lower bound on the cost that carries the workload's rates, likewise; INFINITY if they cannot be
- * carried. `per_device` counts devices instead of their cost. */
+ * carried, the price of the lower counts where nothing more is proven. `per_device` counts devices
+ * instead of their cost. */
 double cs_flow_relaxed_cost(const cs_flow *flow, const int *lower, const int *upper,
                             bool per_device, double *x);
 
