@@ -2,6 +2,7 @@
 #include "plan/fast.h"
 #include "plan/instances.h"
 #include "plan/place.h"
+#include "plan/provision.h"
 #include "plan/verifier.h"
 
 #include "base/error.h"
@@ -181,6 +182,50 @@ static void test_goodput(void)
     }
 }
 
+/* What sizing returns carries the rates in time, for no less than carrying them alone costs; and at
+ * least one problem needs more for being in time. */
+static void test_provision(void)
+{
+    int sized = 0, dearer = 0;
+    for (guint64 seed = 1; seed <= 12; seed++) {
+        instance_options o = {.components = 4,
+                              .max_nodes = 2,
+                              .max_devices = 6,
+                              .max_kinds = 1,
+                              .max_types = 2,
+                              .max_count = 1,
+                              .targets = true};
+        instance in;
+        if (!instance_make(&in, &o, seed)) {
+            instance_clear(&in);
+            continue;
+        }
+        g_autoptr(cs_flow) flow = cs_flow_new(in.problem);
+        g_autoptr(GError) error = NULL;
+        cs_fast_options fo = {.policy = CS_POLICY_COST, .seed = 3, .sim_requests = 1000};
+        cs_provision_result r;
+        cs_fast_result plain;
+        bool found = cs_provision(flow, &fo, &r, &error);
+        g_assert_true(found == (error == NULL));
+        if (found) {
+            g_assert_cmpfloat(r.sim.attainment, >=, in.problem->workload->attainment - 1e-9);
+            g_assert_cmpfloat(cs_layout_rate(r.layout, NULL), >=,
+                              in.problem->workload->rate_rps * (1 - 1e-6));
+            fo.no_simulation = true;
+            g_assert_true(cs_fast_plan(flow, &fo, &plain, NULL));
+            g_assert_cmpfloat(cs_layout_cost(r.layout), >=, plain.objective - 1e-9);
+            sized++;
+            dearer += cs_layout_cost(r.layout) > plain.objective + 1e-9;
+            cs_fast_result_clear(&plain);
+            cs_provision_result_clear(&r);
+        }
+        instance_clear(&in);
+    }
+    g_test_message("%d sized, %d of them for more than the rates alone", sized, dearer);
+    g_assert_cmpint(sized, >=, 3);
+    g_assert_cmpint(dearer, >=, 1);
+}
+
 /* The explanation is text that does not change from run to run. */
 static void test_explains(void)
 {
@@ -269,6 +314,7 @@ int main(int argc, char **argv)
     g_test_add_func("/plan/fast/infeasible", test_infeasible);
     g_test_add_func("/plan/fast/cancelled", test_cancelled);
     g_test_add_func("/plan/fast/goodput", test_goodput);
+    g_test_add_func("/plan/fast/provision", test_provision);
     g_test_add_func("/plan/fast/against-exact", test_against_exact);
     return g_test_run();
 }
