@@ -4,7 +4,8 @@
  *     build/bench/api [SECONDS]
  *
  * Prints latencies of a streamed chat request of one token: one client after the other, at 500
- * requests/s from 16 clients, and as many as go; then what a request with 8 MiB of base64 costs.
+ * requests/s from 16 clients, and as many as go; 2,000 streams at once; what a request with 8 MiB
+ * of base64 costs.
  */
 #include "api/api.h"
 #include "base/log.h"
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -44,17 +46,21 @@ static int dial(uint16_t port)
     return fd;
 }
 
-/* Sends a request and reads to the end of its chunked or plain answer. */
-static void exchange(int fd, const client *c, const char *end)
+static void send_request(int fd, const client *c)
 {
-    char buffer[65536];
-    size_t got = 0;
     for (size_t sent = 0; sent < c->request_bytes;) {
         ssize_t n = send(fd, c->request + sent, c->request_bytes - sent, MSG_NOSIGNAL);
         if (n <= 0)
             exit(1);
         sent += (size_t)n;
     }
+}
+
+/* Reads to the end of a chunked or plain answer. */
+static void read_answer(int fd, const char *end)
+{
+    char buffer[65536];
+    size_t got = 0;
     do {
         ssize_t n = recv(fd, buffer + got, sizeof(buffer) - 1 - got, 0);
         if (n <= 0) {
@@ -64,6 +70,12 @@ static void exchange(int fd, const client *c, const char *end)
         got += (size_t)n;
         buffer[got] = '\0';
     } while (!g_str_has_suffix(buffer, end));
+}
+
+static void exchange(int fd, const client *c, const char *end)
+{
+    send_request(fd, c);
+    read_answer(fd, end);
 }
 
 static gpointer client_main(gpointer user)
@@ -143,10 +155,48 @@ static void measure_base64(uint16_t port)
            (double)best_us / 1000, (double)best_us / 8000);
 }
 
+/* Many streams at once, of twenty tokens each; the memory is of both sides, and of the stand-in's
+ * thread for each request. */
+static void measure_streams(uint16_t port, guint n)
+{
+    g_autofree char *request = http_post("{\"stream\":true,\"messages\":[{\"role\":\"user\","
+                                         "\"content\":\"tokens=20 delay=100\"}]}");
+    client c = {.port = port, .request = request, .request_bytes = strlen(request)};
+    g_autofree int *fds = g_new(int, n);
+    size_t before_bytes = cs_process_resident_bytes();
+    int64_t begun_us = cs_now_us();
+    for (guint i = 0; i < n; i++) {
+        fds[i] = dial(port);
+        send_request(fds[i], &c);
+    }
+    int64_t sent_us = cs_now_us();
+    size_t resident_bytes = cs_process_resident_bytes();
+    for (guint i = 0; i < n; i++) {
+        read_answer(fds[i], "0\r\n\r\n");
+        resident_bytes = MAX(resident_bytes, cs_process_resident_bytes());
+        close(fds[i]);
+    }
+    printf(
+        "%u streams at once: begun in %.1f s, all ended after %.1f s; %.0f MiB resident, %.0f MiB "
+        "before\n",
+        n, (double)(sent_us - begun_us) * 1e-6, (double)(cs_now_us() - begun_us) * 1e-6,
+        (double)resident_bytes / (1 << 20), (double)before_bytes / (1 << 20));
+}
+
+static void allow_descriptors(rlim_t n)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = MIN(limit.rlim_max, MAX(limit.rlim_cur, n));
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int main(int argc, char **argv)
 {
+    enum { N_STREAMS = 2000 };
     double seconds = argc > 1 ? g_ascii_strtod(argv[1], NULL) : 5;
     cs_log_set_level(CS_LOG_ERROR);
+    allow_descriptors(2 * N_STREAMS + 100);
     g_autoptr(GError) error = NULL;
     cs_pipeline *pipeline = fake_pipeline_new();
     cs_api *api = cs_api_new(pipeline, &(cs_api_options){0}, &error);
@@ -157,6 +207,7 @@ int main(int argc, char **argv)
     g_autofree char *request =
         http_post("{\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"tokens=1\"}]}");
     client c = {.port = cs_api_port(api), .request = request, .request_bytes = strlen(request)};
+    measure_streams(c.port, N_STREAMS);
     measure("one client", &c, 1, seconds);
     measure("16 clients, as many as go", &c, N_CLIENTS, seconds);
     c.interval_us = N_CLIENTS * G_USEC_PER_SEC / 500;
