@@ -204,6 +204,25 @@ def resumption(tap, server):
     print(f"# longest pause {pause:.2f} s, {server.metric('cornserve_executor_deaths_total') - deaths:.0f} deaths")
 
 
+def stopped(tap, server):
+    """All executors are stopped in the middle of an answer, as a machine that swaps does: they do not answer, are
+    killed, and the answer goes on."""
+    request = {"messages": [{"role": "user", "content": "tell me everything"}], "max_tokens": 3500, "temperature": 0,
+               "ignore_eos": True}
+    expected = ask_text(server, [request])[0]
+    answer = []
+    client = threading.Thread(target=lambda: answer.extend(stream(server, request)))
+    client.start()
+    time.sleep(0.1)
+    for child, command in children(server.process.pid).items():
+        if command.split(" ")[1] == "executor":
+            os.kill(child, signal.SIGSTOP)
+    client.join()
+    texts, end, pause = answer
+    tap.check(end == "done" and texts == expected, "an answer goes on after executors that hang", end)
+    print(f"# longest pause {pause:.2f} s")
+
+
 def sigterm(tap, server):
     """While clients are served."""
     below = list(children(server.process.pid))
@@ -241,6 +260,7 @@ def main():
     with Plans() as plans, Server(arguments.program, "--plan", plans.file(arguments.plan), "--drain-seconds", "2", "--max-context", "4096") as server:
         tap.run("storm", storm, tap, server, requests, expected, arguments.requests, arguments.clients, arguments.every)
         tap.run("resumption", resumption, tap, server)
+        tap.run("stopped", stopped, tap, server)
         tap.run("sigterm", sigterm, tap, server)
         sanitizer = [line for line in server.log if "Sanitizer" in line or "runtime error" in line]
         tap.check(not sanitizer, "no sanitizer complained", sanitizer[:5])
