@@ -44,10 +44,10 @@ cs_runtime *cs_runtime_new(const cs_runtime_options *options, GError **error);
  * executors. Accepts NULL. */
 void cs_runtime_free(cs_runtime *runtime, int64_t drain_us);
 
-/* Starts the executors of a plan, up to 512 on this node, for `model` (cs_unit.model of the tasks that use it). `tasks` are
- * its task graph, against which the plan is checked and used only during the call. `devices` maps
- * device names of the plan ("emu:a100") to the configuration of the executor kind before the colon.
- * Waits until every executor is ready, or for start_us. */
+/* Starts the executors of a plan, up to 512 on this node, for `model` (cs_unit.model of the tasks
+ * that use it). `tasks` are its task graph, against which the plan is checked and used only during
+ * the call. `devices` maps device names of the plan ("emu:a100") to the configuration of the
+ * executor kind before the colon. Waits until every executor is ready, or for start_us. */
 bool cs_runtime_deploy(cs_runtime *runtime, const char *model, const cs_plan *plan, cs_tasks *tasks,
                        const char *alias, const json_t *devices, GError **error);
 
