@@ -32,9 +32,14 @@ typedef struct {
  */
 typedef struct {
     cs_modality modality;
-    const void *data;        /* cs_image, cs_video or cs_audio of media/media.h */
+    const void *data;        /* cs_image, cs_video or cs_audio of media/media.h; NULL: opened */
     bool use_audio_in_video; /* video: interleave its own audio track */
     uint32_t max_pixels;     /* image: resized to at most so many; 0: the processor's own limit */
+    /* Gives the data when its turn comes, so that only one medium at a time is held decoded; NULL
+     * with an error. Closed once, also when the prompt then fails. */
+    const void *(*open)(void *user, GError **error);
+    void (*close)(void *user);
+    void *user;
 } cs_prompt_medium;
 
 /* A run of the prompt whose embeddings come from an encoder: rows [row, row + n) of the prompt are

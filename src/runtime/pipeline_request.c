@@ -377,17 +377,18 @@ const cs_llm_sink pipeline_llm_sink = {.on_token = llm_on_token,
 
 /* ---- media ---- */
 
-/* A decoded medium of any kind. */
+/* A medium on its way into the prompt; decoded while the prompt reads it. */
 typedef struct {
-    cs_modality modality;
+    cs_pipeline_request *request;
+    guint index;
     cs_image image;
     cs_video video;
     cs_audio audio;
 } decoded_medium;
 
-static void decoded_clear(gpointer item)
+static void medium_close(void *user)
 {
-    decoded_medium *medium = item;
+    decoded_medium *medium = user;
     cs_image_clear(&medium->image);
     cs_video_clear(&medium->video);
     cs_audio_clear(&medium->audio);
@@ -401,14 +402,12 @@ static bool request_is_cancelled(cs_pipeline_request *r)
     return cancelled;
 }
 
-static bool decode_medium(const cs_pipeline_request *r, guint index, decoded_medium *medium,
-                          GError **error)
+static bool decode_medium(const cs_pipeline_request *r, decoded_medium *medium, GError **error)
 {
     cs_pipeline *p = r->pipeline;
     gsize n;
-    const uint8_t *data = g_bytes_get_data(g_ptr_array_index(r->media, index), &n);
-    medium->modality = r->modalities[index];
-    switch (medium->modality) {
+    const uint8_t *data = g_bytes_get_data(g_ptr_array_index(r->media, medium->index), &n);
+    switch (r->modalities[medium->index]) {
     case CS_MODALITY_IMAGE:
         return cs_media_decode_image(p->media, data, n, &medium->image, error);
     case CS_MODALITY_AUDIO:
@@ -421,24 +420,17 @@ static bool decode_medium(const cs_pipeline_request *r, guint index, decoded_med
     }
 }
 
-/* All media of a request; a fault names which it was: "image 2: ...". */
-static bool decode_media(cs_pipeline_request *r, GArray *decoded, GError **error)
+static const void *medium_open(void *user, GError **error)
 {
-    static const char *const words[CS_N_MODALITIES] = {"image", "video", "sound"};
-    guint n_of[CS_N_MODALITIES] = {0};
-    for (guint i = 0; i < r->media->len; i++) {
-        if (request_is_cancelled(r))
-            return cs_fail(error, CS_ERROR_CANCELLED, "the request was cancelled");
-        decoded_medium medium = {0};
-        guint number = ++n_of[r->modalities[i]];
-        bool ok = decode_medium(r, i, &medium, error);
-        g_array_append_val(decoded, medium);
-        if (!ok) {
-            g_prefix_error(error, "%s %u: ", words[r->modalities[i]], number);
-            return false;
-        }
+    decoded_medium *medium = user;
+    if (request_is_cancelled(medium->request)) {
+        cs_fail(error, CS_ERROR_CANCELLED, "the request was cancelled");
+        return NULL;
     }
-    return true;
+    if (!decode_medium(medium->request, medium, error))
+        return NULL;
+    const void *const objects[CS_N_MODALITIES] = {&medium->image, &medium->video, &medium->audio};
+    return objects[medium->request->modalities[medium->index]];
 }
 
 /* ---- prompts ---- */
@@ -475,20 +467,19 @@ static cs_prompt *build_from_messages(cs_pipeline_request *r, GError **error)
         cs_chat_template_render(model->chat_template, &chat, &text_bytes, error);
     if (!text)
         return NULL;
-    g_autoptr(GArray) decoded = g_array_new(FALSE, TRUE, sizeof(decoded_medium));
-    g_array_set_clear_func(decoded, decoded_clear);
-    if (!decode_media(r, decoded, error))
-        return NULL;
-    g_autofree cs_prompt_medium *media = g_new0(cs_prompt_medium, decoded->len + 1);
-    for (guint i = 0; i < decoded->len; i++) {
-        const decoded_medium *d = &g_array_index(decoded, decoded_medium, i);
-        const void *const objects[CS_N_MODALITIES] = {&d->image, &d->video, &d->audio};
-        media[i] = (cs_prompt_medium){.modality = d->modality,
-                                      .data = objects[d->modality],
+    const uint32_t n = r->media->len;
+    g_autofree decoded_medium *decoded = g_new0(decoded_medium, n + 1);
+    g_autofree cs_prompt_medium *media = g_new0(cs_prompt_medium, n + 1);
+    for (uint32_t i = 0; i < n; i++) {
+        decoded[i] = (decoded_medium){.request = r, .index = i};
+        media[i] = (cs_prompt_medium){.modality = r->modalities[i],
                                       .use_audio_in_video = r->use_audio_in_video,
-                                      .max_pixels = r->max_pixels[i]};
+                                      .max_pixels = r->max_pixels[i],
+                                      .open = medium_open,
+                                      .close = medium_close,
+                                      .user = &decoded[i]};
     }
-    return model->family->prompt(model, text, text_bytes, decoded->len, media, error);
+    return model->family->prompt(model, text, text_bytes, n, media, error);
 }
 
 static cs_prompt *build_prompt(cs_pipeline_request *r, GError **error)

@@ -178,7 +178,7 @@ static void test_hostile(void)
 {
     int64_t start_us = cs_now_us();
     assert_fails("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-                 CS_ERROR_TOO_LARGE, "t.jinja: stopped after its limit of");
+                 CS_ERROR_TOO_LARGE, "t.jinja: stopped after its ");
     assert_fails("{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for a in range(99) %}"
                  "{% set ns.s = ns.s + ns.s %}{% endfor %}",
                  CS_ERROR_TOO_LARGE, "limit of");

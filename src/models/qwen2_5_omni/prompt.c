@@ -269,9 +269,9 @@ static void put_video_with_audio(builder *b, uint32_t video, uint32_t audio, flo
 
 /* ---- Media ---- */
 
-static bool put_image(builder *b, const cs_prompt_medium *medium, GError **error)
+static bool put_image(builder *b, const cs_prompt_medium *medium, const void *data, GError **error)
 {
-    int64_t item = add_image(b, medium->data, medium->max_pixels, error);
+    int64_t item = add_image(b, data, medium->max_pixels, error);
     if (item < 0)
         return false;
     const grid g = make_grid(b, (uint32_t)item, b->config->image_token,
@@ -280,19 +280,19 @@ static bool put_image(builder *b, const cs_prompt_medium *medium, GError **error
     return true;
 }
 
-static bool put_audio(builder *b, const cs_prompt_medium *medium, GError **error)
+static bool put_audio(builder *b, const void *data, GError **error)
 {
-    int64_t item = add_audio(b, medium->data, error);
+    int64_t item = add_audio(b, data, error);
     if (item < 0)
         return false;
     put_audio_run(b, (uint32_t)item, 0, item_tokens(b, (uint32_t)item), b->next);
     return true;
 }
 
-static bool put_video(builder *b, const cs_prompt_medium *medium, GError **error)
+static bool put_video(builder *b, const cs_prompt_medium *medium, const void *data, GError **error)
 {
     double seconds_per_grid;
-    const cs_video *decoded = medium->data;
+    const cs_video *decoded = data;
     int64_t video = add_video(b, decoded, &seconds_per_grid, error);
     if (video < 0)
         return false;
@@ -323,16 +323,28 @@ static bool placeholder(const cs_qwen2_5_omni_config *c, int32_t id, cs_modality
     return id == c->image_token || id == c->video_token || id == c->audio_token;
 }
 
-static bool put_medium(builder *b, const cs_prompt_medium *medium, GError **error)
+static bool put_data(builder *b, const cs_prompt_medium *medium, const void *data, GError **error)
 {
     switch (medium->modality) {
     case CS_MODALITY_IMAGE:
-        return put_image(b, medium, error);
+        return put_image(b, medium, data, error);
     case CS_MODALITY_VIDEO:
-        return put_video(b, medium, error);
+        return put_video(b, medium, data, error);
     default:
-        return put_audio(b, medium, error);
+        return put_audio(b, data, error);
     }
+}
+
+static bool put_medium(builder *b, const cs_prompt_medium *medium, GError **error)
+{
+    if (medium->data)
+        return put_data(b, medium, medium->data, error);
+    const void *data = medium->open(medium->user, error);
+    if (!data)
+        return false;
+    bool ok = put_data(b, medium, data, error);
+    medium->close(medium->user);
+    return ok;
 }
 
 static bool put_all(builder *b, const GArray *text_ids, uint32_t n_media,
@@ -362,9 +374,12 @@ static bool put_all(builder *b, const GArray *text_ids, uint32_t n_media,
             g_prefix_error(error, "%s %u: ", name, number);
             return false;
         }
-        if (b->ids->len > MAX_PROMPT_TOKENS)
-            return cs_fail(error, CS_ERROR_TOO_LARGE, "the prompt has over %d tokens",
-                           MAX_PROMPT_TOKENS);
+        /* Before the next medium takes memory. */
+        if (b->ids->len > b->config->text.max_positions)
+            return cs_fail(error, CS_ERROR_OVER_CONTEXT,
+                           "the prompt has over %" G_GINT64_FORMAT
+                           " tokens, the model's context, with %s %u",
+                           b->config->text.max_positions, name, number);
     }
     if (used < n_media)
         return cs_fail(error, CS_ERROR_INVALID,
