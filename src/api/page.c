@@ -16,6 +16,7 @@ const char cs_api_page_html[] =
     "<tr><td><code>POST /v1/chat/completions</code><td>text, images, sounds and videos in, text "
     "out; streamed or whole"
     "<tr><td><code>POST /v1/completions</code><td>continues a text"
+    "<tr><td><code>POST /v1/audio/speech</code><td>reads a text aloud, if the model speaks"
     "<tr><td><code>GET /v1/models</code><td>what is served"
     "<tr><td><code>POST /tokenize</code>, <code>/detokenize</code><td>text to token ids and back"
     "<tr><td><code>GET /health</code>, <code>/metrics</code>, <code>/version</code><td>for "

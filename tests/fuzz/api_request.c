@@ -1,4 +1,4 @@
-/* Bodies of generation requests: read or refused with a message, by both endpoints; what is read
+/* Bodies of generation requests: read or refused with a message, by all endpoints; what is read
  * keeps its promises. */
 #include "api/content.h"
 #include "api/http.h"
@@ -38,12 +38,22 @@ static void check_fault(const cs_fault *fault)
     json_decref(root);
 }
 
+/* A speech is all parameters. */
+static bool read_content(cs_content *content, const cs_body *body, cs_endpoint endpoint,
+                         cs_fault *fault)
+{
+    cs_media_policy policy = {.max_medium_bytes = 1 << 20};
+    if (endpoint == CS_ENDPOINT_SPEECH)
+        return true;
+    return endpoint == CS_ENDPOINT_CHAT ? cs_content_read_messages(content, body, &policy, fault)
+                                        : cs_content_read_prompt(content, body, 256, fault);
+}
+
 static void read_as(cs_endpoint endpoint, GBytes *bytes)
 {
     cs_fault fault = {0};
     cs_params params = {0};
     cs_content content = {0};
-    cs_media_policy policy = {.max_medium_bytes = 1 << 20};
     cs_body body;
     if (!cs_body_parse(&body, bytes, &fault.error)) {
         check_fault(&fault);
@@ -51,10 +61,8 @@ static void read_as(cs_endpoint endpoint, GBytes *bytes)
         return;
     }
     fault.body = &body;
-    bool ok =
-        cs_params_read(&params, &body, endpoint, &fault) &&
-        (endpoint == CS_ENDPOINT_CHAT ? cs_content_read_messages(&content, &body, &policy, &fault)
-                                      : cs_content_read_prompt(&content, &body, 256, &fault));
+    bool ok = cs_params_read(&params, &body, endpoint, &fault) &&
+              read_content(&content, &body, endpoint, &fault);
     cs_body_clear(&body);
     if (ok != !fault.error)
         __builtin_trap();
@@ -62,7 +70,10 @@ static void read_as(cs_endpoint endpoint, GBytes *bytes)
         check_fault(&fault);
     if (ok) {
         check_params(&params);
-        check_content(&content, endpoint);
+        if (endpoint == CS_ENDPOINT_SPEECH && !(params.input && *params.input))
+            __builtin_trap();
+        if (endpoint != CS_ENDPOINT_SPEECH)
+            check_content(&content, endpoint);
     }
     cs_params_clear(&params);
     cs_content_clear(&content);
@@ -74,5 +85,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     g_autoptr(GBytes) bytes = g_bytes_new(data, size);
     read_as(CS_ENDPOINT_CHAT, bytes);
     read_as(CS_ENDPOINT_COMPLETION, bytes);
+    read_as(CS_ENDPOINT_SPEECH, bytes);
     return 0;
 }
