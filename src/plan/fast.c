@@ -355,8 +355,13 @@ static void place_all(planner *f)
     guint failed = 0, most = f->p->cluster->n_nodes > 32 ? 12 : KEEP_FLOW;
     guint cut = f->all->len > most ? f->all->len - most : 0, entered = f->all->len;
     fast_keep_first(f, most);
-    for (guint i = 0; i < f->all->len; i++)
+    for (guint i = 0; i < f->all->len; i++) {
         place(f, &g_array_index(f->all, contender, i));
+        if (fast_out_of_time(f) && !isinf(g_array_index(f->all, contender, i).objective)) {
+            cut += f->all->len - i - 1;
+            fast_keep_first(f, i + 1);
+        }
+    }
     guint exact = place_exactly(f);
     g_array_sort_with_data(f->all, by_objective, NULL);
     while (f->all->len && isinf(g_array_index(f->all, contender, f->all->len - 1).objective)) {
@@ -373,7 +378,7 @@ static void place_all(planner *f)
 
 static void add_baselines(planner *f)
 {
-    for (int b = 0; b < CS_BASELINES; b++) {
+    for (int b = 0; b < CS_BASELINES && !fast_out_of_time(f); b++) {
         g_autofree char *why = NULL;
         cs_candidate c;
         if (!cs_baseline_make(f->flow, (cs_baseline)b, flow_policy(f), &c, &why)) {
