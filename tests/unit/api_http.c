@@ -346,7 +346,8 @@ static void test_slow_reader(void)
     for (int i = 0; i < 6000 && fake_pipeline_live(f.pipeline) > 0; i++)
         g_usleep(10000);
     g_autofree char *response = dechunk(read_all(fd));
-    g_assert_cmpuint(count(response, "data: "), <, 50000);
+    g_assert_cmpuint(count(response, "data: "), <,
+                     90000); /* of 100,000; what the socket takes counts */
     assert_has(response, " 99999\"");
     g_assert_true(g_str_has_suffix(response, "data: [DONE]\n\n"));
     tear_down(&f);
