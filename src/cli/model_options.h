@@ -65,12 +65,9 @@ typedef struct {
          &(o).no_speech,                                                                           \
          "Leave out what speaks, and its memory",                                                  \
          NULL},                                                                                    \
-        {"plan",                                                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         G_OPTION_ARG_FILENAME,                                                                    \
-         &(o).plan,                                                                                \
-         "Components in processes of their own, as this plan says (all in this one)",              \
+        {"plan",    0,                                                                             \
+         0,         G_OPTION_ARG_FILENAME,                                                         \
+         &(o).plan, "Components in processes of their own, as this plan says (all in this one)",   \
          "FILE"},                                                                                  \
     {                                                                                              \
         "max-queued", 0, 0, G_OPTION_ARG_INT, &(o).max_queued,                                     \

@@ -8,8 +8,9 @@
 
 volatile int cs_cli_interrupted;
 
-#define REPEAT_US 300000 /* of one interruption: timeout(1) signals the child and then its group   \
-                          */
+#define REPEAT_US                                                                                  \
+    300000 /* of one interruption: timeout(1) signals the child and then its group                 \
+            */
 
 static void on_interrupt(int number)
 {
