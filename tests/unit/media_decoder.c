@@ -150,26 +150,46 @@ static gpointer probe_hang(gpointer pool)
     return error;
 }
 
+static gpointer decode_speech(gpointer pool)
+{
+    assert_works(pool, "pcm16.wav");
+    return NULL;
+}
+
+/* A request whose process is killed is asked once more; killed again, it fails and says so. */
 static void test_killed(void)
 {
     g_autoptr(cs_media_pool) pool = new_pool(20000, NULL);
     assert_works(pool, "pcm16.wav");
-    pid_t pid = cs_media_pool_process(pool, CS_DECODER_TRACKS, 0);
-    g_assert_cmpint(pid, >, 0);
+    pid_t first = cs_media_pool_process(pool, CS_DECODER_TRACKS, 0), second = 0;
+    g_assert_cmpint(first, >, 0);
     GThread *thread = g_thread_new("hang", probe_hang, pool);
     g_usleep(200000);
-    kill(pid, SIGKILL);
+    kill(first, SIGKILL);
+    for (int i = 0; i < 10000 && (second == 0 || second == first); i++) {
+        g_usleep(1000);
+        second = cs_media_pool_process(pool, CS_DECODER_TRACKS, 0);
+    }
+    g_assert_cmpint(second, !=, first);
+    kill(second, SIGKILL);
     g_autoptr(GError) error = g_thread_join(thread);
     g_assert_error(error, CS_ERROR, CS_ERROR_FAILED);
     g_assert_nonnull(strstr(error->message, "signal 9"));
+
     assert_works(pool, "pcm16.wav");
-    g_assert_cmpint(cs_media_pool_process(pool, CS_DECODER_TRACKS, 0), !=, pid);
+    pid_t third = cs_media_pool_process(pool, CS_DECODER_TRACKS, 0);
+    g_assert_cmpint(third, !=, second);
+    kill(third, SIGSTOP);
+    thread = g_thread_new("decode", decode_speech, pool);
+    g_usleep(100000);
+    kill(third, SIGKILL);
+    g_thread_join(thread);
 
     /* Killed while idle: the next request does not notice. */
     kill(cs_media_pool_process(pool, CS_DECODER_TRACKS, 0), SIGKILL);
     g_usleep(50000);
     assert_works(pool, "pcm16.wav");
-    g_assert_cmpuint(cs_media_pool_restarts(pool), ==, 2);
+    g_assert_cmpuint(cs_media_pool_restarts(pool), ==, 4);
 }
 
 static void test_busy(void)

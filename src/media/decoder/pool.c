@@ -22,10 +22,11 @@ enum { CHILD_SOCKET = 3 };
 
 /* Owned by the thread that has it acquired, by the pool's mutex otherwise. */
 typedef struct {
-    pid_t pid;  /* 0: not running */
-    int socket; /* our end */
-    bool ready; /* its sandbox stands */
-    bool busy;  /* acquired; of the mutex at all times */
+    pid_t pid;   /* 0: not running; written atomically, so that anybody may read it */
+    int socket;  /* our end */
+    bool ready;  /* its sandbox stands */
+    bool killed; /* it ended by somebody else's SIGKILL */
+    bool busy;   /* acquired; of the mutex at all times */
 } process;
 
 struct cs_media_pool {
@@ -102,9 +103,9 @@ static bool process_start(cs_media_pool *pool, process *p, cs_decoder_kind kind,
         close(pair[0]);
         return cs_fail_errno(error, result, "media decoder: cannot start its process");
     }
-    p->pid = pid;
+    g_atomic_int_set(&p->pid, pid);
     p->socket = pair[0];
-    p->ready = false;
+    p->ready = p->killed = false;
     const cs_media_limits *limits = &pool->options.limits;
     cs_decoder_setup setup = {
         .kind = kind,
@@ -126,7 +127,7 @@ static int process_end(process *p)
     kill(p->pid, SIGKILL);
     while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR)
         ;
-    p->pid = 0;
+    g_atomic_int_set(&p->pid, 0);
     p->ready = false;
     return status;
 }
@@ -145,8 +146,9 @@ static bool process_died(process *p, GError **error)
         status = process_end(p);
     } else { /* reaped here, or already by somebody who waits for all children */
         close(p->socket);
-        p->pid = 0;
+        g_atomic_int_set(&p->pid, 0);
         p->ready = false;
+        p->killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
     }
     if (WIFSIGNALED(status))
         return cs_fail(error, CS_ERROR_FAILED,
@@ -273,7 +275,7 @@ uint64_t cs_media_pool_restarts(cs_media_pool *pool)
 pid_t cs_media_pool_process(cs_media_pool *pool, cs_decoder_kind kind, uint32_t i)
 {
     g_mutex_lock(&pool->mutex);
-    pid_t pid = i < pool->n_processes[kind] ? pool->processes[kind][i].pid : 0;
+    pid_t pid = i < pool->n_processes[kind] ? g_atomic_int_get(&pool->processes[kind][i].pid) : 0;
     g_mutex_unlock(&pool->mutex);
     return pid;
 }
@@ -383,26 +385,50 @@ static bool send_request(process *p, const cs_decoder_request *request, const in
     return sendmsg(p->socket, &header, MSG_NOSIGNAL) == (ssize_t)sizeof *request;
 }
 
+static void count_restart(cs_media_pool *pool)
+{
+    g_mutex_lock(&pool->mutex);
+    pool->restarts++;
+    g_mutex_unlock(&pool->mutex);
+}
+
 /* Asks p and waits. A process found dead before it was asked is replaced once. */
-static bool ask(cs_media_pool *pool, process *p, cs_decoder_kind kind,
-                const cs_decoder_request *request, const int fds[2], cs_decoder_reply *reply,
-                GError **error)
+static bool ask_once(cs_media_pool *pool, process *p, cs_decoder_kind kind,
+                     const cs_decoder_request *request, const int fds[2], cs_decoder_reply *reply,
+                     GError **error)
 {
     if (!process_ready(pool, p, kind, error))
         return false;
     process_limit_cpu(p, pool->options.deadline_ms);
     if (!send_request(p, request, fds)) {
         process_end(p);
-        g_mutex_lock(&pool->mutex);
-        pool->restarts++;
-        g_mutex_unlock(&pool->mutex);
+        count_restart(pool);
         if (!process_ready(pool, p, kind, error))
             return false;
         if (!send_request(p, request, fds))
             return process_died(p, error);
     }
-    if (!process_await(p, pool->options.deadline_ms, reply, error))
+    return process_await(p, pool->options.deadline_ms, reply, error);
+}
+
+/* SIGKILL is the system's or the operator's, never what a hostile file brings about, so the request
+ * is asked once more; a process that crashed is not handed the same bytes again. Encoders have the
+ * state of their sessions, which died with them. */
+static bool ask(cs_media_pool *pool, process *p, cs_decoder_kind kind,
+                const cs_decoder_request *request, const int fds[2], cs_decoder_reply *reply,
+                GError **error)
+{
+    g_autoptr(GError) first = NULL;
+    bool answered = ask_once(pool, p, kind, request, fds, reply, &first);
+    if (!answered && p->pid == 0 && p->killed && kind != CS_DECODER_SPEECH) {
+        count_restart(pool);
+        g_clear_error(&first);
+        answered = ask_once(pool, p, kind, request, fds, reply, &first);
+    }
+    if (!answered) {
+        g_propagate_error(error, g_steal_pointer(&first));
         return false;
+    }
     return !reply->failed || reply_failed(reply, error);
 }
 

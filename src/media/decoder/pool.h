@@ -2,8 +2,9 @@
  *
  * A pool keeps some processes of this program warm (decoder/child.h), one request each at a time:
  * those for images, started with the pool, and those for audio and video, started at the first
- * need because they load FFmpeg. A process that dies, hangs or answers nonsense fails only the
- * request it had and is replaced at the next one.
+ * need because they load FFmpeg. A process that crashes, hangs or answers nonsense fails only the
+ * request it had and is replaced at the next one; one that is killed (SIGKILL) is replaced at once,
+ * and its request asked again, once.
  *
  *     cs_media_pool *pool = cs_media_pool_new(&CS_MEDIA_POOL_OPTIONS_DEFAULT, &error);
  *     g_auto(cs_image) image = {0};
