@@ -11,9 +11,9 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/os.h"
-#include "graph/builtin.h"
 #include "runtime/executor.h"
 #include "runtime/runtime.h"
+#include "tasks.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -48,20 +48,6 @@ static void on_done(void *user, const json_t *result, const GError *error)
     if (error && atomic_fetch_add(&n_failed, 1) == 0)
         fprintf(stderr, "gateway: %s\n", error->message);
     atomic_fetch_add(&n_done, 1);
-}
-
-static cs_tasks *load_tasks(const char *config_path, GError **error)
-{
-    size_t size_bytes = 0;
-    const char *source = cs_builtin_task("qwen2_5_omni", &size_bytes);
-    json_t *config = cs_json_load_file(config_path, 1 << 20, error);
-    cs_tasks *tasks = config ? cs_tasks_new("bench", NULL, error) : NULL;
-    if (tasks &&
-        !(cs_tasks_add_model(tasks, "model", "m", source, size_bytes, "task", config, error) &&
-          cs_tasks_set_plain_app(tasks, "model", error)))
-        g_clear_pointer(&tasks, cs_tasks_free);
-    json_decref(config);
-    return tasks;
 }
 
 static json_t *hosted(const char *a, const char *b)
@@ -170,8 +156,8 @@ int main(int argc, char **argv)
     g_autoptr(GError) error = NULL;
     int rate = argc > 2 ? atoi(argv[2]) : 500, seconds = argc > 3 ? atoi(argv[3]) : 10;
     int replicas = argc > 4 ? atoi(argv[4]) : 1, streams = argc > 5 ? atoi(argv[5]) : 0;
-    cs_tasks *tasks = argc > 1 ? load_tasks(argv[1], &error) : NULL;
-    g_autoptr(cs_tasks) graph = tasks ? load_tasks(argv[1], &error) : NULL;
+    cs_tasks *tasks = argc > 1 ? cs_bench_tasks(argv[1], &error) : NULL;
+    g_autoptr(cs_tasks) graph = tasks ? cs_bench_tasks(argv[1], &error) : NULL;
     g_autoptr(cs_plan) plan = graph ? make_plan(replicas, &error) : NULL;
     cs_runtime_options options = {.max_requests = 100000, .watchdog_us = 60000000};
     cs_runtime *rt = plan ? cs_runtime_new(&options, &error) : NULL;

@@ -1,10 +1,9 @@
 /* What recording and replaying a task graph costs, on one core.
  *
  *     build/bench/graph CONFIG_JSON      CONFIG_JSON: config.json of a Qwen2.5-Omni checkpoint */
-#include "base/json.h"
 #include "base/os.h"
 #include "graph/app.h"
-#include "graph/builtin.h"
+#include "tasks.h"
 
 #include <stdio.h>
 
@@ -24,14 +23,8 @@ static bool emit(void *user, const json_t *event, GError **error)
 int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
-    size_t size_bytes = 0;
-    const char *source = cs_builtin_task("qwen2_5_omni", &size_bytes);
-    json_t *config = argc == 2 ? cs_json_load_file(argv[1], 1 << 20, &error) : NULL;
-    g_autoptr(cs_tasks) tasks = cs_tasks_new("bench", NULL, &error);
-    if (!config || !tasks ||
-        !cs_tasks_add_model(tasks, "model", "model", source, size_bytes, "qwen2_5_omni.lua", config,
-                            &error) ||
-        !cs_tasks_set_plain_app(tasks, "model", &error)) {
+    g_autoptr(cs_tasks) tasks = argc == 2 ? cs_bench_tasks(argv[1], &error) : NULL;
+    if (!tasks) {
         fprintf(stderr, "graph: %s\n", error ? error->message : "expected CONFIG_JSON");
         return 1;
     }
@@ -54,6 +47,5 @@ int main(int argc, char **argv)
     printf("%u invocations: record %.1f us, app run (record and replay) %.1f us\n", n_invocations,
            (double)(recorded - begin) / ROUNDS, (double)(end - recorded) / ROUNDS);
     json_decref(request);
-    json_decref(config);
     return 0;
 }

@@ -10,9 +10,9 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/os.h"
-#include "graph/builtin.h"
 #include "runtime/executor.h"
 #include "runtime/runtime.h"
+#include "tasks.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -140,20 +140,6 @@ static gpointer work(gpointer user)
 
 /* --- set-up --- */
 
-static cs_tasks *load_tasks(const char *config_path, GError **error)
-{
-    size_t size_bytes = 0;
-    const char *source = cs_builtin_task("qwen2_5_omni", &size_bytes);
-    json_t *config = cs_json_load_file(config_path, 1 << 20, error);
-    cs_tasks *tasks = config ? cs_tasks_new("bench", NULL, error) : NULL;
-    if (tasks &&
-        !(cs_tasks_add_model(tasks, "model", "m", source, size_bytes, "task", config, error) &&
-          cs_tasks_set_plain_app(tasks, "model", error)))
-        g_clear_pointer(&tasks, cs_tasks_free);
-    json_decref(config);
-    return tasks;
-}
-
 static const char plan_text[] =
     "{\"version\": 1, \"model\": \"m\", \"policy\": \"throughput\", \"executors\": ["
     "{\"name\": \"enc\", \"components\": [{\"name\": \"image_encoder\", \"role\": \"both\"},"
@@ -180,8 +166,8 @@ static cs_runtime *start(const char *config_path, GError **error)
     json_t *root = cs_json_load(plan_text, strlen(plan_text), "plan", error);
     json_t *devices = cs_json_load(devices_text, strlen(devices_text), "devices", error);
     g_autoptr(cs_plan) plan = cs_plan_from_json(root, "plan", error);
-    cs_tasks *tasks = load_tasks(config_path, error);
-    g_autoptr(cs_tasks) graph = tasks ? load_tasks(config_path, error) : NULL;
+    cs_tasks *tasks = cs_bench_tasks(config_path, error);
+    g_autoptr(cs_tasks) graph = tasks ? cs_bench_tasks(config_path, error) : NULL;
     cs_runtime *rt = graph ? cs_runtime_new(&options, error) : NULL;
     bool ok = rt && cs_runtime_deploy(rt, "m", plan, graph, "model", devices, error) &&
               cs_runtime_add_app(rt, "app", tasks, error);
