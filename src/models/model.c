@@ -220,6 +220,8 @@ void cs_model_free(cs_model *model)
         if (model->speech->talker)
             model->speech->talker->ops->free(model->speech->talker);
         cs_token2wav_free(model->speech->token2wav);
+        g_strfreev(model->speech->voices);
+        g_free(model->speech->voice_tokens);
         g_free(model->speech);
     }
     for (int m = 0; m < CS_N_MODALITIES; m++) {

@@ -78,9 +78,9 @@ typedef struct {
     cs_compute *compute; /* borrowed; must outlive the model */
     const char
         *dtype;  /* of weights and KV cache: "f32", "bf16"; "auto" or NULL: as the checkpoint's */
-    bool speech; /* load what speaks too, if the checkpoint has it */
-    /* Units of the family's task file ("thinker", "image_encoder", "audio_encoder"),
-     * NULL-terminated: only these components are loaded. NULL: all but speech. */
+    bool speech; /* what speaks too, if the checkpoint has it */
+    /* Units of the family's task file ("thinker", "image_encoder", "audio_encoder"; with speech
+     * "talker", "vocoder"), NULL-terminated: only these components are loaded. NULL: all. */
     const char *const *components;
     bool no_text; /* neither tokenizer nor chat template */
     /* Called from the loading thread as bytes of weights are packed; may be NULL. */

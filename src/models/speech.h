@@ -15,7 +15,7 @@ typedef struct cs_model cs_model;
 typedef struct cs_token2wav cs_token2wav; /* models/qwen2_5_omni/token2wav.h */
 
 typedef struct {
-    /* Whoever takes one over sets it to NULL and frees it before the model. */
+    /* NULL: not loaded. Whoever takes one over sets it to NULL and frees it before the model. */
     cs_llm *talker;
     cs_token2wav *token2wav;
     uint32_t heard_size;
@@ -28,7 +28,11 @@ typedef struct {
     /* A conversation in which the main LLM answers with a text that it is given, so that the text
      * is heard: what the system says, and what the user asks for before the text. */
     const char *reader_system, *reader_request;
-    const char *voice; /* of a request that names none, if the checkpoint has it */
+    /* The voices, NULL-terminated, and the token of the main LLM's vocabulary that begins each. */
+    char **voices;
+    int32_t *voice_tokens;
+    const char *voice;    /* of a request that names none, if the checkpoint has it */
+    uint32_t sample_rate; /* in Hz */
     /* Sampling of a request that says nothing. */
     float temperature, top_p, repetition_penalty;
     int32_t top_k;

@@ -10,14 +10,14 @@
 #include "models/model.h"
 #include "runtime/pipeline.h"
 #include "runtime/runtime.h"
+#include "runtime/talk.h"
 #include "runtime/text_stream.h"
 
 /* What speaks; names NULL: this model does not. */
 typedef struct {
     cs_llm_engine *talker;
     cs_generator_engine *generator;
-    uint32_t sample_rate;
-    char **names;
+    char **names;    /* the model's */
     int32_t *tokens; /* that begin the speech of each voice */
     GArray *bans;    /* cs_token_bias */
 } pipeline_voices;
@@ -73,10 +73,9 @@ typedef struct {
      */
     cs_llm_request *talker;
     cs_generator_request *sound;
-    GArray *prompt_ids; /* int32_t */
     /* By the LLM engine's thread. */
-    GArray *reply_ids;
-    uint32_t n_heard; /* rows of the reply */
+    GArray *heard_ids; /* int32_t: of the prompt, then of the reply */
+    cs_talk_ear ear;
     uint32_t n_codes; /* by the talker's thread */
     GMutex sink_lock; /* held while text or sound is handed out */
 } pipeline_speech;
@@ -141,6 +140,8 @@ gpointer pipeline_worker_main(gpointer pipeline);
 /* A stage of the request has ended; an error ends the others. The last one ends the request. */
 void pipeline_stage_done(cs_pipeline_request *request, const cs_usage *usage, const GError *error);
 
+/* The model's voices can be asked for. */
+void pipeline_voices_open(cs_pipeline *pipeline);
 /* Starts talker and generator with the LLM engine's options if the model speaks. */
 bool pipeline_voices_start(cs_pipeline *pipeline, const cs_llm_engine_options *thinker,
                            GError **error);

@@ -322,7 +322,7 @@ static bool llm_on_token(void *user, const cs_llm_token *token)
     if (r->aloud_ids)
         return false; /* what would come behind the text */
     if (r->speech)
-        g_array_append_val(r->speech->reply_ids, token->token->id);
+        g_array_append_val(r->speech->heard_ids, token->token->id);
     bool goes_on =
         cs_text_stream_push(&r->answers[token->choice].stream, token->token->id, &show_bytes);
     piece_send(r, token->choice, show_bytes, token->token);

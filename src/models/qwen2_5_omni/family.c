@@ -84,7 +84,10 @@ static bool is_wanted(const cs_model_options *options, bool speech, const char *
         return cs_model_wants(options, "image_encoder");
     if (g_str_has_prefix(tensor, "thinker.audio_tower."))
         return cs_model_wants(options, "audio_encoder");
-    return g_str_has_prefix(tensor, "thinker.") ? cs_model_wants(options, "thinker") : speech;
+    if (g_str_has_prefix(tensor, "thinker."))
+        return cs_model_wants(options, "thinker");
+    return speech &&
+           cs_model_wants(options, g_str_has_prefix(tensor, "talker.") ? "talker" : "vocoder");
 }
 
 static size_t bytes_to_load(const cs_checkpoint *checkpoint, const cs_model_options *options,
@@ -106,7 +109,28 @@ static void hear(const cs_model *model, uint32_t n, const int32_t *token_ids, co
                    hidden, rows);
 }
 
-static void load_speech(cs_model *model, cs_loader *loader, cs_compute *compute)
+static void read_voices(cs_model *model, cs_loader *loader)
+{
+    const cs_qwen2_5_omni_config *config = model->family_data;
+    cs_speech *speech = model->speech;
+    g_autofree char *path =
+        g_build_filename(cs_checkpoint_dir(model->checkpoint), "spk_dict.pt", NULL);
+    cs_speakers speakers;
+    if (loader->error ||
+        !cs_speakers_read(&speakers, path, config->dit.voice_size, config->dit.n_mels,
+                          config->text.vocab_size, &loader->error))
+        return;
+    speech->voices = g_new0(char *, speakers.n + 1);
+    speech->voice_tokens = g_new0(int32_t, speakers.n + 1);
+    for (uint32_t i = 0; i < speakers.n; i++) {
+        speech->voices[i] = g_strdup(speakers.speakers[i].name);
+        speech->voice_tokens[i] = speakers.speakers[i].bos_token;
+    }
+    cs_speakers_clear(&speakers);
+}
+
+/* How it speaks, and of its components those that are asked for. */
+static void load_speech(cs_model *model, cs_loader *loader, const cs_model_options *options)
 {
     const cs_qwen2_5_omni_config *config = model->family_data;
     const cs_qwen2_5_omni_talker_config *talker = &config->talker;
@@ -122,14 +146,18 @@ static void load_speech(cs_model *model, cs_loader *loader, cs_compute *compute)
                                  .reader_system = CS_TALKER_SYSTEM,
                                  .reader_request = CS_TALKER_READ_ALOUD,
                                  .voice = CS_TALKER_VOICE,
+                                 .sample_rate = CS_VOCODER_RATE,
                                  .temperature = CS_TALKER_TEMPERATURE,
                                  .top_p = CS_TALKER_TOP_P,
                                  .top_k = CS_TALKER_TOP_K,
                                  .repetition_penalty = CS_TALKER_REPETITION_PENALTY,
                                  .max_tokens = CS_TALKER_MAX_TOKENS,
                                  .hear = hear};
-    model->speech->talker = cs_qwen2_5_omni_talker_load(loader, compute, talker);
-    model->speech->token2wav = cs_token2wav_load(loader, compute, config);
+    read_voices(model, loader);
+    if (cs_model_wants(options, "talker"))
+        model->speech->talker = cs_qwen2_5_omni_talker_load(loader, options->compute, talker);
+    if (cs_model_wants(options, "vocoder"))
+        model->speech->token2wav = cs_token2wav_load(loader, options->compute, config);
 }
 
 static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *options, GError **error)
@@ -142,7 +170,7 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
                                      error) ||
         !read_preprocessor(model, config, error))
         return false;
-    bool speech = options->speech && !options->components && config->speaks;
+    bool speech = options->speech && config->speaks;
     progress p = {.options = options, .total = bytes_to_load(model->checkpoint, options, speech)};
     cs_loader loader = {.checkpoint = model->checkpoint,
                         .parameters = model->parameters,
@@ -160,7 +188,7 @@ static bool load(cs_model *model, cs_dtype dtype, const cs_model_options *option
         model->llm = cs_qwen2_decoder_load(&loader, options->compute, &config->text,
                                            "thinker.model", "thinker", "lm_head.weight");
     if (speech)
-        load_speech(model, &loader, options->compute);
+        load_speech(model, &loader, options);
     return cs_loader_finish(&loader, error);
 }
 
