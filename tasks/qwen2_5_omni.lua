@@ -123,9 +123,13 @@ return task {
         end
         local speech = talker {
             units = prompt_tokens + request.text_out_tokens, output_units = request.audio_out_tokens,
-            hidden = answer.hidden,
+            hidden = answer.hidden, attachment = request.speech_attachment,
         }
-        local sound = vocoder { units = request.audio_out_tokens, codes = speech.codes }
-        return { text = answer.text, audio = sound.audio }
+        local sound = vocoder {
+            units = request.audio_out_tokens,
+            codes = speech.codes, attachment = request.speech_attachment,
+        }
+        -- the codes too: from them a speech goes on whose executors are lost
+        return { text = answer.text, codes = speech.codes, audio = sound.audio }
     end,
 }

@@ -647,9 +647,11 @@ static bool check_voice(const job *j, cs_fault *fault)
     cs_voice voice;
     if (chat && !j->params.speaks)
         return true;
-    if (!cs_pipeline_voices(j->pipeline))
-        return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, chat ? "modalities" : NULL,
-                            "this model does not speak");
+    if (!cs_pipeline_voices(j->pipeline)) {
+        cs_pipeline_voice_check(j->pipeline, "", &error);
+        return cs_fault_set(fault, CS_ERROR_UNSUPPORTED, chat ? "modalities" : NULL, "%s",
+                            error->message);
+    }
     fill_voice(j, &voice);
     return cs_pipeline_voice_check(j->pipeline, voice.name, &error) ||
            cs_fault_set(fault, CS_ERROR_INVALID, chat ? "audio.voice" : "voice", "%s",

@@ -27,6 +27,7 @@ struct cs_generator_request {
     bool last;
     bool closed; /* last was handed to the component */
     uint64_t credit;
+    uint64_t skip;  /* samples that are still to be left out */
     GError *ending; /* why it ends before its time */
     bool done;
     /* The engine thread's. */
@@ -93,6 +94,7 @@ cs_generator_request *cs_generator_engine_submit(cs_generator_engine *engine,
     r->user = user;
     r->pending = g_array_new(FALSE, FALSE, sizeof(int32_t));
     r->credit = options->credit_samples ? options->credit_samples : UINT64_MAX;
+    r->skip = options->skip_samples;
     r->generation = generation;
     g_mutex_lock(&r->hub->lock);
     bool accepted = engine->requests->len < engine->max_requests;
@@ -249,12 +251,16 @@ static uint64_t hand_out(cs_generator_engine *e, cs_generator_request *r)
             break;
         if (r->credit != UINT64_MAX)
             r->credit -= n;
-        r->first_out_us = r->first_out_us ? r->first_out_us : cs_now_us();
-        r->n_out += n;
         total += n;
-        e->stats.samples += n;
+        uint32_t skipped = (uint32_t)MIN(r->skip, n);
+        r->skip -= skipped;
+        if (skipped == n)
+            continue;
+        r->first_out_us = r->first_out_us ? r->first_out_us : cs_now_us();
+        r->n_out += n - skipped;
+        e->stats.samples += n - skipped;
         g_mutex_unlock(&e->hub->lock);
-        r->sink.on_samples(r->user, n, samples);
+        r->sink.on_samples(r->user, n - skipped, samples + skipped);
         g_mutex_lock(&e->hub->lock);
     }
     return total;

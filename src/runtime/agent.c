@@ -313,6 +313,24 @@ void agent_tick(cs_runtime *rt)
     }
 }
 
+static bool hosts(const cs_plan_executor *e, const char *component)
+{
+    for (size_t i = 0; i < e->n_hosted; i++)
+        if (strcmp(e->hosted[i].name, component) == 0)
+            return true;
+    return false;
+}
+
+static json_t *speech_status(const Cornserve__Wire__Load *load)
+{
+    return json_pack(
+        "{s:i, s:i, s:i, s:i, s:i, s:I, s:I}", "talker_running", (int)load->talker_running,
+        "talker_kv_blocks_used", (int)load->talker_kv_blocks_used, "talker_kv_blocks_total",
+        (int)load->talker_kv_blocks_total, "talker_max_tokens", (int)load->talker_max_tokens,
+        "sounds", (int)load->sounds, "sound_steps", (json_int_t)load->sound_steps,
+        "sound_step_streams", (json_int_t)load->sound_step_streams);
+}
+
 json_t *agent_status(const executor *x)
 {
     static const char *const states[] = {"starting", "ready", "dying", "down"};
@@ -329,6 +347,8 @@ json_t *agent_status(const executor *x)
         (int)x->load.kv_blocks_total, "max_tokens", (int)x->load.max_tokens, "vocab_size",
         (int)x->load.vocab_size, "preemptions", (int)x->load.preemptions, "kv_block_bytes",
         (json_int_t)x->load.kv_block_bytes);
+    if (hosts(e, "talker") || hosts(e, "vocoder"))
+        json_object_set_new(status, "speech", speech_status(&x->load));
     if (x->failure)
         json_object_set_new(status, "failure", json_string(x->failure));
     return status;

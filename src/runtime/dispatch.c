@@ -346,6 +346,7 @@ static void send_slot(call *c, uint32_t slot)
     s.m.params = params;
     s.m.units = invocation->units;
     s.m.output_units = invocation->output_units;
+    s.m.allowed_units = c->request->allowed_units;
     fill_inputs(&s, c, index, role);
     if (role == CS_ROLE_PREFILL)
         fill_kv_output(&s, c, index);
@@ -438,6 +439,21 @@ bool dispatch_call(call *c, GError **error)
     if (was_parked && c->parked)
         c->parked_until_us = until_us;
     return ok;
+}
+
+void dispatch_allow(call *c, uint64_t n_units)
+{
+    for (uint32_t i = 0; c->attempt > 0 && i < c->recording->invocations->len; i++) {
+        Cornserve__Wire__Allow allow = CORNSERVE__WIRE__ALLOW__INIT;
+        if (cs_recording_invocation(c->recording, i)->unit->kind != CS_UNIT_GENERATOR ||
+            c->invocations[i].done || !c->invocations[i].on->wire)
+            continue;
+        allow.request = c->attempt;
+        allow.invocation = i;
+        allow.units = n_units;
+        cs_wire_send(c->invocations[i].on->wire,
+                     &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_ALLOW, .allow = &allow));
+    }
 }
 
 /* --- ends --- */

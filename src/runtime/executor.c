@@ -123,6 +123,7 @@ static void submit(cs_executor *x, const Cornserve__Wire__Submit *m)
                     .units = m->units,
                     .output_units = m->output_units,
                     .seen_units = m->seen_units,
+                    .allowed_units = m->allowed_units,
                     .n_inputs = (uint32_t)m->n_inputs,
                     .n_outputs = (uint32_t)m->n_outputs,
                     .inputs = g_new0(cs_job_input, m->n_inputs + 1),
@@ -184,6 +185,13 @@ static void cancel(cs_executor *x, const Cornserve__Wire__Cancel *m)
         return;
     job->cancelled = true;
     x->kind->cancel(x->state, job);
+}
+
+static void allow(cs_executor *x, const Cornserve__Wire__Allow *m)
+{
+    cs_job *job = g_hash_table_lookup(x->jobs, &(job_key){m->request, m->invocation});
+    if (job && !job->cancelled && x->kind->allow)
+        x->kind->allow(x->state, job, m->units);
 }
 
 cs_loop *cs_executor_loop(cs_executor *host)
@@ -269,6 +277,8 @@ static void on_frame(void *user, const cs_frame *frame)
         submit(x, frame->submit);
     else if (frame->body_case == CORNSERVE__WIRE__FRAME__BODY_CANCEL && x->kind)
         cancel(x, frame->cancel);
+    else if (frame->body_case == CORNSERVE__WIRE__FRAME__BODY_ALLOW && x->kind)
+        allow(x, frame->allow);
     else if (frame->body_case == CORNSERVE__WIRE__FRAME__BODY_DRAIN)
         x->draining = true;
 }

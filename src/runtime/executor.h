@@ -49,7 +49,8 @@ typedef struct {
     uint32_t n_inputs;
     cs_job_output *outputs;
     uint32_t n_outputs;
-    uint32_t seen_units; /* resumption: of the client's output */
+    uint32_t seen_units;    /* resumption: of the client's output */
+    uint64_t allowed_units; /* of a generator's, seen ones counted; 0: all */
     bool cancelled;
     void *data; /* the kind's */
 } cs_job;
@@ -63,6 +64,8 @@ typedef struct {
     bool (*submit)(void *kind, cs_job *job, GError **error);
     /* The job is to end within one step; cs_executor_done still comes, now or later. */
     void (*cancel)(void *kind, cs_job *job);
+    /* The client takes so many units more; may be NULL. */
+    void (*allow)(void *kind, cs_job *job, uint64_t units);
     void (*doorbell)(void *kind); /* something may have arrived in the sidecar; may be NULL */
     void (*load)(void *kind, Cornserve__Wire__Load *load);
     void (*close)(void *kind);

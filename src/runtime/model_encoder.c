@@ -9,6 +9,7 @@ typedef struct {
     model_job base;
     cs_encoder_job *encoding; /* NULL: its attachment has not come */
     bool sent;
+    uint32_t n_sent; /* outputs that have it */
     /* Under the model's lock. */
     cs_shared_tensor *output;
     GError *error;
@@ -74,33 +75,12 @@ static bool start(encoder_job *j, const cs_chunk *chunk, GError **error)
     return j->encoding != NULL;
 }
 
-static void unref_tensor(void *tensor)
-{
-    cs_shared_tensor_unref(tensor);
-}
-
 /* False and no error: the sidecar has no room now. */
 static bool send_output(encoder_job *j, cs_shared_tensor *output, GError **error)
 {
-    const cs_tensor *t = &output->t;
-    cs_job *job = j->base.job;
-    for (uint32_t i = 0; i < job->n_outputs; i++) {
-        if (job->outputs[i].n_local > 0)
-            model_handover_put(&j->base, i, output);
-        if (!job->outputs[i].sender)
-            continue;
-        g_autoptr(GError) why = NULL;
-        g_autoptr(GBytes) bytes =
-            g_bytes_new_with_free_func(t->data, (gsize)(t->rows * t->cols) * sizeof(float),
-                                       unref_tensor, cs_shared_tensor_ref(output));
-        cs_chunk_desc desc = {
-            .type = CS_DTYPE_F32, .rank = 2, .shape = {(uint64_t)t->rows, (uint64_t)t->cols}};
-        if (cs_sender_put_bytes(job->outputs[i].sender, bytes, &desc, 0, &why))
-            continue;
-        if (!g_error_matches(why, CS_ERROR, CS_ERROR_BUSY))
-            g_propagate_error(error, g_steal_pointer(&why));
-        return false;
-    }
+    for (; j->n_sent < j->base.job->n_outputs; j->n_sent++)
+        if (!model_output_send(&j->base, j->n_sent, output, error))
+            return false;
     return true;
 }
 
@@ -173,7 +153,8 @@ static void free_job(model_job *base)
 
 model_job *model_encoder_job_new(model *m, cs_job *job, GError **error)
 {
-    static const model_job_ops ops = {poll_inputs, read_news, cancel, free_job};
+    static const model_job_ops ops = {
+        .poll = poll_inputs, .news = read_news, .cancel = cancel, .free = free_job};
     if (job->n_inputs != 1 || strcmp(job->inputs[0].name, "attachment") != 0) {
         cs_fail(error, CS_ERROR_INVALID, "%s: expected an attachment as its only input",
                 job->component);

@@ -5,129 +5,24 @@
  *
  * It loads only what it hosts. Encoders read a medium as the gateway prepared it (model_payload.h)
  * and give embeddings; the LLM reads a Prompt (proto/runtime.proto), takes embeddings as they come,
- * and gives Tokens. What producer and consumer here have in common is handed over without a copy.
- * All hosted components share one device: its threads, and turns on it. */
+ * and gives Tokens and, to a talker, states; the talker
+ * gives codes, the vocoder samples. What producer and consumer here have in common is handed over
+ * without a copy. All hosted components share one device: its threads, and turns on it. */
 #include "base/error.h"
 #include "base/json.h"
+#include "models/qwen2_5_omni/token2wav.h"
 #include "runtime/memory.h"
 #include "runtime/model_internal.h"
 
 #include <string.h>
 
 #define DEFAULT_SEQUENCES 64
+/* Of an executor's KV memory, where it hosts thinker and talker: its blocks are small. */
+#define TALKER_KV_FRACTION 0.2
 #define ENCODER_CACHE_BYTES (64u << 20)
 /* While answers are being written, a step is kept about this long, so that a long prompt does not
  * hold them up. */
 #define MIXED_STEP_TARGET_US 100000
-
-/* --- hand-over --- */
-
-typedef struct {
-    uint64_t request;
-    uint32_t stream;
-} handover_key;
-
-typedef struct {
-    cs_shared_tensor *tensor;
-    bool produced; /* the producer's job has ended */
-    int left;      /* consumers whose jobs have not ended; below 0: the producer is yet to come */
-} model_handover;
-
-static guint hash_key(const void *p)
-{
-    const handover_key *key = p;
-    return (guint)(key->request * 31 + key->stream);
-}
-
-static gboolean equal_keys(const void *a, const void *b)
-{
-    const handover_key *x = a, *y = b;
-    return x->request == y->request && x->stream == y->stream;
-}
-
-static void free_handover(void *data)
-{
-    model_handover *h = data;
-    cs_shared_tensor_unref(h->tensor);
-    g_free(h);
-}
-
-static model_handover *get_handover(model *m, uint64_t request, uint32_t stream)
-{
-    handover_key key = {request, stream};
-    model_handover *h = g_hash_table_lookup(m->handovers, &key);
-    if (!h) {
-        h = g_new0(model_handover, 1);
-        g_hash_table_insert(m->handovers, g_memdup2(&key, sizeof(key)), h);
-    }
-    return h;
-}
-
-static void model_doorbell(void *state);
-
-void model_handover_put(model_job *producer, uint32_t output, cs_shared_tensor *tensor)
-{
-    const cs_job *job = producer->job;
-    model_handover *h = get_handover(producer->owner, job->request, job->outputs[output].stream);
-    h->tensor = cs_shared_tensor_ref(tensor);
-    cs_loop_post(cs_executor_loop(producer->owner->host), model_doorbell, producer->owner);
-}
-
-cs_shared_tensor *model_handover_look(model_job *consumer, uint32_t input)
-{
-    const cs_job *job = consumer->job;
-    return get_handover(consumer->owner, job->request, job->inputs[input].stream)->tensor;
-}
-
-static void enter_handovers(model *m, const cs_job *job)
-{
-    for (uint32_t i = 0; i < job->n_outputs; i++)
-        if (job->outputs[i].n_local > 0)
-            get_handover(m, job->request, job->outputs[i].stream)->left +=
-                (int)job->outputs[i].n_local;
-}
-
-static void drop_handover(model *m, uint64_t request, uint32_t stream)
-{
-    handover_key key = {request, stream};
-    const model_handover *h = g_hash_table_lookup(m->handovers, &key);
-    if (h->produced && h->left == 0)
-        g_hash_table_remove(m->handovers, &key);
-}
-
-static void leave_handovers(model *m, const cs_job *job)
-{
-    for (uint32_t i = 0; i < job->n_inputs; i++) {
-        if (!job->inputs[i].local)
-            continue;
-        get_handover(m, job->request, job->inputs[i].stream)->left--;
-        drop_handover(m, job->request, job->inputs[i].stream);
-    }
-    for (uint32_t i = 0; i < job->n_outputs; i++) {
-        if (job->outputs[i].n_local == 0)
-            continue;
-        get_handover(m, job->request, job->outputs[i].stream)->produced = true;
-        drop_handover(m, job->request, job->outputs[i].stream);
-    }
-}
-
-/* --- inputs --- */
-
-uint32_t model_find_input(const cs_job *job, const char *name, uint32_t from)
-{
-    while (from < job->n_inputs && strcmp(job->inputs[from].name, name) != 0)
-        from++;
-    return from;
-}
-
-cs_receive model_take_chunk(cs_job *job, uint32_t input, cs_chunk *chunk, GError **error)
-{
-    cs_receive got = cs_receiver_get(job->inputs[input].receiver, 0, 0, chunk, error);
-    if (got == CS_RECEIVE_END)
-        cs_fail(error, CS_ERROR_FAILED, "%s: input %s ended without data", job->component,
-                job->inputs[input].name);
-    return got;
-}
 
 /* --- news from engines --- */
 
@@ -166,6 +61,33 @@ void model_post(model *m)
         cs_loop_post(cs_executor_loop(m->host), read_news, m);
 }
 
+void model_poll_all(void *user)
+{
+    model *m = user;
+    g_autofree gpointer *all = g_hash_table_get_keys_as_array(m->jobs, NULL);
+    for (gpointer *job = all; *job; job++)
+        if (g_hash_table_contains(m->jobs, *job))
+            ((model_job *)*job)->ops->poll(*job);
+}
+
+static void run_later(void *user)
+{
+    model *m = user;
+    g_autofree gpointer *all = g_hash_table_get_keys_as_array(m->later, NULL);
+    g_hash_table_remove_all(m->later);
+    for (gpointer *job = all; *job; job++)
+        if (g_hash_table_contains(m->jobs, *job))
+            ((model_job *)*job)->ops->later(*job);
+}
+
+void model_later(model_job *job)
+{
+    model *m = job->owner;
+    if (g_hash_table_size(m->later) == 0)
+        cs_loop_post(cs_executor_loop(m->host), run_later, m);
+    g_hash_table_add(m->later, job);
+}
+
 /* --- jobs --- */
 
 static void unlist(model_job *job)
@@ -183,21 +105,34 @@ void model_finish(model_job *job, GError *error)
     cs_job *host_job = job->job;
     unlist(job);
     g_hash_table_remove(m->jobs, job);
-    leave_handovers(m, host_job);
+    g_hash_table_remove(m->later, job);
+    model_handovers_leave(m, host_job, error != NULL);
     job->ops->free(job);
     host_job->data = NULL;
     cs_executor_done(host_job, error);
 }
 
+static model_job *new_job(model *m, cs_job *job, GError **error)
+{
+    static const struct {
+        const char *component;
+        model_job *(*make)(model *m, cs_job *job, GError **error);
+    } kinds[] = {{"thinker", model_llm_job_new},
+                 {"talker", model_talker_job_new},
+                 {"vocoder", model_vocoder_job_new}};
+    for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
+        if (strcmp(job->component, kinds[i].component) == 0)
+            return kinds[i].make(m, job, error);
+    return model_encoder_job_new(m, job, error);
+}
+
 static bool model_submit(void *state, cs_job *job, GError **error)
 {
     model *m = state;
-    enter_handovers(m, job);
-    model_job *created = strcmp(job->component, "thinker") == 0
-                             ? model_llm_job_new(m, job, error)
-                             : model_encoder_job_new(m, job, error);
+    model_handovers_enter(m, job);
+    model_job *created = new_job(m, job, error);
     if (!created) {
-        leave_handovers(m, job);
+        model_handovers_leave(m, job, true);
         return false;
     }
     job->data = created;
@@ -212,23 +147,35 @@ static void model_cancel(void *state, cs_job *job)
     j->ops->cancel(j);
 }
 
-static void model_doorbell(void *state)
+static void model_allow(void *state, cs_job *job, uint64_t n_units)
 {
-    model *m = state;
-    g_autofree gpointer *all = g_hash_table_get_keys_as_array(m->jobs, NULL);
-    for (gpointer *job = all; *job; job++)
-        if (g_hash_table_contains(m->jobs, *job))
-            ((model_job *)*job)->ops->poll(*job);
+    model_job *j = job->data;
+    if (j->ops->allow)
+        j->ops->allow(j, n_units);
 }
 
 static void model_load(void *state, Cornserve__Wire__Load *load)
 {
     model *m = state;
+    cs_llm_engine_stats stats;
+    if (m->talker) {
+        cs_llm_engine_stats_get(m->talker, &stats);
+        load->talker_running = stats.running;
+        load->talker_kv_blocks_used = stats.kv_blocks_used;
+        load->talker_kv_blocks_total = stats.kv_blocks_total;
+        load->talker_max_tokens = cs_llm_engine_max_tokens(m->talker);
+    }
+    if (m->vocoder) {
+        cs_generator_engine_stats sound;
+        cs_generator_engine_stats_get(m->vocoder, &sound);
+        load->sounds = sound.requests;
+        load->sound_steps = sound.steps;
+        load->sound_step_streams = sound.step_streams;
+    }
     if (!m->llm) {
         load->running = g_hash_table_size(m->jobs);
         return;
     }
-    cs_llm_engine_stats stats;
     cs_llm_engine_stats_get(m->llm, &stats);
     load->running = stats.running;
     load->waiting = stats.waiting;
@@ -267,12 +214,13 @@ static bool read_configuration(const json_t *config, configuration *c, GError **
 
 static bool check_components(char **components, GError **error)
 {
-    static const char *const known[] = {"thinker", "image_encoder", "audio_encoder", NULL};
+    static const char *const known[] = {"thinker", "image_encoder", "audio_encoder",
+                                        "talker",  "vocoder",       NULL};
     for (char **name = components; *name; name++)
         if (!g_strv_contains(known, *name))
             return cs_fail(error, CS_ERROR_UNSUPPORTED,
-                           "component %s: an executor on this device runs thinker, image_encoder "
-                           "and audio_encoder only",
+                           "component %s: an executor on this device runs thinker, image_encoder, "
+                           "audio_encoder, talker and vocoder only",
                            *name);
     return true;
 }
@@ -291,6 +239,7 @@ static bool load_components(model *m, const configuration *c, char **components,
         cs_model_load(c->dir,
                       &(cs_model_options){.compute = m->compute,
                                           .dtype = c->dtype,
+                                          .speech = true, /* what a talker hears, at least */
                                           .components = (const char *const *)components,
                                           .no_text = !has_llm}, /* it looks for stop strings */
                       error);
@@ -307,29 +256,82 @@ static uint32_t batch_of(const cs_executor_share *share, char **components, cons
     return batch;
 }
 
-static bool start_llm(model *m, const configuration *c, char **components, GError **error)
+static cs_llm_engine_options llm_options(const model *m, const configuration *c, uint32_t batch)
+{
+    uint32_t fallback = c->max_sequences ? c->max_sequences : DEFAULT_SEQUENCES;
+    return (cs_llm_engine_options){.max_step_tokens = c->max_batch_tokens,
+                                   .max_sequences = batch ? batch : fallback,
+                                   .max_context_tokens = c->max_context_tokens,
+                                   .max_queued_requests = c->max_queued,
+                                   .mixed_step_target_us = MIXED_STEP_TARGET_US,
+                                   .turn = m->turn,
+                                   .on_step = model_llm_on_step,
+                                   .on_step_user = (void *)m};
+}
+
+static bool start_thinker(model *m, const configuration *c, char **components, GError **error)
 {
     cs_llm *llm = g_steal_pointer(&m->checkpoint->llm); /* the engine's now */
     const cs_executor_share *share = cs_executor_get_share(m->host);
-    uint32_t batch = batch_of(share, components, "thinker");
-    uint32_t fallback = c->max_sequences ? c->max_sequences : DEFAULT_SEQUENCES;
-    cs_llm_engine_options options = {.max_step_tokens = c->max_batch_tokens,
-                                     .max_sequences = batch ? batch : fallback,
-                                     .max_context_tokens = c->max_context_tokens,
-                                     .max_queued_requests = c->max_queued,
-                                     .mixed_step_target_us = MIXED_STEP_TARGET_US,
-                                     .turn = m->turn,
-                                     .on_step = model_llm_on_step,
-                                     .on_step_user = m};
     if (!llm)
         return true;
+    cs_llm_engine_options options = llm_options(m, c, batch_of(share, components, "thinker"));
+    options.hidden_states = m->checkpoint->speech != NULL;
     m->kv_block_bytes = llm->kv_block_bytes;
     m->vocab_size = llm->vocab_size;
+    bool has_talker = g_strv_contains((const char *const *)components, "talker");
     options.kv_budget_bytes = share->kv_budget_bytes
                                   ? share->kv_budget_bytes
                                   : cs_kv_budget_bytes(llm, &options, share->memory_share);
+    if (has_talker)
+        options.kv_budget_bytes =
+            MAX((size_t)((double)options.kv_budget_bytes * (1 - TALKER_KV_FRACTION)),
+                MIN(llm->kv_block_bytes, options.kv_budget_bytes));
     m->llm = cs_llm_engine_new(llm, &options, error);
     return m->llm != NULL;
+}
+
+static bool start_talker(model *m, const configuration *c, char **components, GError **error)
+{
+    cs_llm *talker = m->checkpoint->speech ? g_steal_pointer(&m->checkpoint->speech->talker) : NULL;
+    const cs_executor_share *share = cs_executor_get_share(m->host);
+    if (!talker)
+        return true;
+    cs_llm_engine_options options = llm_options(m, c, batch_of(share, components, "talker"));
+    options.name = "talker";
+    options.max_context_tokens = 0;
+    options.kv_budget_bytes = share->kv_budget_bytes
+                                  ? share->kv_budget_bytes
+                                  : cs_kv_budget_bytes(talker, &options, share->memory_share);
+    if (m->llm)
+        options.kv_budget_bytes = MAX(
+            (size_t)((double)options.kv_budget_bytes * TALKER_KV_FRACTION), talker->kv_block_bytes);
+    m->bans = cs_talk_bans(m->checkpoint->speech, talker->vocab_size);
+    m->talker = cs_llm_engine_new(talker, &options, error);
+    return m->talker != NULL;
+}
+
+static bool start_vocoder(model *m, const configuration *c, GError **error)
+{
+    cs_token2wav *token2wav =
+        m->checkpoint->speech ? g_steal_pointer(&m->checkpoint->speech->token2wav) : NULL;
+    if (!token2wav)
+        return true;
+    m->vocoder = cs_generator_engine_new(
+        cs_token2wav_generator(token2wav),
+        &(cs_generator_engine_options){
+            .name = "vocoder", .max_requests = c->max_queued, .turn = m->turn},
+        error);
+    return m->vocoder != NULL;
+}
+
+/* A component of a checkpoint without it. */
+static bool check_speech(const model *m, char **components, GError **error)
+{
+    const char *const *names = (const char *const *)components;
+    bool asked = g_strv_contains(names, "talker") || g_strv_contains(names, "vocoder");
+    return !asked || m->checkpoint->speech ||
+           cs_fail(error, CS_ERROR_UNSUPPORTED, "this checkpoint does not speak");
 }
 
 static bool start_encoders(model *m, GError **error)
@@ -362,6 +364,8 @@ static void stop_engines(model *m)
         if (i != CS_MODALITY_VIDEO || !shared)
             cs_encoder_engine_free(m->encoders[i]);
     cs_llm_engine_free(m->llm);
+    cs_llm_engine_free(m->talker);
+    cs_generator_engine_free(m->vocoder);
 }
 
 static void model_close(void *state)
@@ -375,6 +379,8 @@ static void model_close(void *state)
         ((model_job *)job)->ops->free(job);
     g_hash_table_unref(m->jobs);
     g_hash_table_unref(m->handovers);
+    g_hash_table_unref(m->later);
+    g_clear_pointer(&m->bans, g_array_unref);
     cs_model_free(m->checkpoint);
     cs_compute_free(m->compute);
     cs_turn_free(m->turn);
@@ -392,13 +398,15 @@ static void *model_open(cs_executor *host, const json_t *config, char **componen
     model *m = g_new0(model, 1);
     m->host = host;
     m->jobs = g_hash_table_new(NULL, NULL);
-    m->handovers = g_hash_table_new_full(hash_key, equal_keys, g_free, free_handover);
+    m->handovers = model_handovers_new();
+    m->later = g_hash_table_new(NULL, NULL);
     m->news = g_ptr_array_new();
     m->turn = cs_turn_new();
     m->batches = cs_turn_new();
     pthread_mutex_init(&m->lock, NULL);
-    if (load_components(m, &c, components, error) && start_llm(m, &c, components, error) &&
-        start_encoders(m, error))
+    if (load_components(m, &c, components, error) && check_speech(m, components, error) &&
+        start_thinker(m, &c, components, error) && start_talker(m, &c, components, error) &&
+        start_vocoder(m, &c, error) && start_encoders(m, error))
         return m;
     model_close(m);
     return NULL;
@@ -410,7 +418,8 @@ const cs_executor_kind cs_executor_model = {
     .open = model_open,
     .submit = model_submit,
     .cancel = model_cancel,
-    .doorbell = model_doorbell,
+    .allow = model_allow,
+    .doorbell = model_poll_all,
     .load = model_load,
     .close = model_close,
 };

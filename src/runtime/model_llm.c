@@ -8,128 +8,47 @@
  * The decode goes on from these tokens as a resumed generation does, with blocks instead of the
  * prompt; it alone speaks to the client. */
 #include "base/error.h"
-#include "runtime/model_internal.h"
+#include "runtime/model_llm_internal.h"
 
 #include <string.h>
 
-typedef struct llm_job llm_job;
-
-/* Tags of the chunks between the halves. */
-enum { KV_BLOCKS, KV_TOKENS };
-
-typedef struct {
-    llm_job *job;
-    cs_llm_request *request;
-} llm_part;
-
-/* What the client has of a choice. */
-typedef struct {
-    GArray *ids; /* int32_t */
-    bool finished, stop_id;
-} llm_seen;
-
-struct llm_job {
-    model_job base;
-    uint32_t output;                 /* the text's */
-    Cornserve__Wire__Prompt *prompt; /* NULL: has not come */
-    llm_part *parts;
-    uint32_t n_parts;
-    uint32_t n_choices;
-    llm_seen *seen;          /* [n_choices] */
-    bool begun;              /* the engine has it */
-    bool usage_seen;         /* the client has everything */
-    cs_text_stream *streams; /* [n_choices], the engine's thread; NULL: no stop strings */
-    bool *provided;          /* [n_inputs] */
-    /* Of a decode: what has come from its prefill. */
-    GPtrArray *blocks;              /* cs_shared_tensor * */
-    Cornserve__Wire__Tokens *first; /* NULL: not all of it */
-    uint64_t n_chunks;
-    /* Of a prefill. */
-    GQueue to_send; /* GBytes *, blocks that wait for room in the sidecar */
-    bool tokens_sent;
-
-    /* Under the model's lock. */
-    GByteArray *pending; /* Tokens, packed */
-    uint32_t pending_units;
-    uint32_t parts_left;
-    GPtrArray *exported; /* GBytes *, new blocks of a prefill */
-    uint32_t n_held;     /* tensors over the sidecar's memory */
-    cs_llm_usage usage;
-    GError *error;
-};
-
-/* --- Tokens --- */
-
-static void pack(GByteArray *to, const Cornserve__Wire__Tokens *tokens)
+static void unref_rows(void *rows)
 {
-    guint at = to->len;
-    size_t size_bytes = cornserve__wire__tokens__get_packed_size(tokens);
-    g_byte_array_set_size(to, at + (guint)size_bytes);
-    cornserve__wire__tokens__pack(tokens, to->data + at);
+    cs_shared_tensor_unref(rows);
 }
 
-static void pack_token(GByteArray *to, uint32_t choice, const cs_sampled_token *sampled)
+static GPtrArray *new_rows(void)
 {
-    Cornserve__Wire__Tokens tokens = CORNSERVE__WIRE__TOKENS__INIT;
-    Cornserve__Wire__Token token = CORNSERVE__WIRE__TOKEN__INIT, *one = &token;
-    int32_t ids[CS_MAX_LOGPROBS];
-    float logprobs[CS_MAX_LOGPROBS];
-    for (uint32_t i = 0; i < sampled->n_top; i++) {
-        ids[i] = sampled->top[i].id;
-        logprobs[i] = sampled->top[i].logprob;
-    }
-    token.choice = choice;
-    token.id = sampled->id;
-    token.logprob = sampled->logprob;
-    token.n_top_ids = token.n_top_logprobs = sampled->n_top;
-    token.top_ids = ids;
-    token.top_logprobs = logprobs;
-    tokens.n_tokens = 1;
-    tokens.tokens = &one;
-    pack(to, &tokens);
-}
-
-static void pack_finish(GByteArray *to, uint32_t choice, bool length, bool stop_id)
-{
-    Cornserve__Wire__Tokens tokens = CORNSERVE__WIRE__TOKENS__INIT;
-    Cornserve__Wire__Finish finish = CORNSERVE__WIRE__FINISH__INIT, *one = &finish;
-    finish.choice = choice;
-    finish.length = length;
-    finish.stop_id = stop_id;
-    tokens.n_finishes = 1;
-    tokens.finishes = &one;
-    pack(to, &tokens);
-}
-
-static void pack_usage(GByteArray *to, const cs_llm_usage *from)
-{
-    Cornserve__Wire__Tokens tokens = CORNSERVE__WIRE__TOKENS__INIT;
-    Cornserve__Wire__Usage usage = CORNSERVE__WIRE__USAGE__INIT;
-    usage.prompt_tokens = from->prompt_tokens;
-    usage.cached_tokens = from->cached_tokens;
-    usage.completion_tokens = from->completion_tokens;
-    tokens.usage = &usage;
-    pack(to, &tokens);
+    return g_ptr_array_new_with_free_func(unref_rows);
 }
 
 /* --- the engine's calls --- */
 
-static bool is_prefill(const llm_job *j)
-{
-    return j->base.job->role == CORNSERVE__WIRE__ROLE__PREFILL;
-}
-
-static bool is_decode(const llm_job *j)
-{
-    return j->base.job->role == CORNSERVE__WIRE__ROLE__DECODE;
-}
-
 static void on_kv(void *user, uint32_t block, const void *bytes)
 {
     llm_job *j = ((llm_part *)user)->job;
-    GBytes *copy = g_bytes_new(bytes, j->base.owner->kv_block_bytes);
+    llm_chunk *chunk = llm_chunk_of_block(j, bytes);
     pthread_mutex_lock(&j->base.owner->lock);
-    g_ptr_array_add(j->exported, copy);
+    g_ptr_array_add(j->exported, chunk);
+    model_list(&j->base);
+    pthread_mutex_unlock(&j->base.owner->lock);
+}
+
+/* Without memory for the rows the talker cannot go on: the request ends. */
+static void on_hidden(void *user, uint32_t choice, uint32_t row, uint32_t n, const float *hidden)
+{
+    llm_part *part = user;
+    llm_job *j = part->job;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(cs_shared_tensor) rows = cs_talk_rows(
+        j->base.owner->checkpoint, n, &g_array_index(j->ids, int32_t, row), hidden, &error);
+    pthread_mutex_lock(&j->base.owner->lock);
+    if (!rows && !j->error)
+        j->error = g_steal_pointer(&error);
+    else if (rows && llm_is_prefill(j))
+        g_ptr_array_add(j->exported, llm_chunk_of_rows(rows));
+    else if (rows)
+        g_ptr_array_add(j->rows, g_steal_pointer(&rows));
     model_list(&j->base);
     pthread_mutex_unlock(&j->base.owner->lock);
 }
@@ -138,6 +57,10 @@ static bool on_token(void *user, const cs_llm_token *token)
 {
     llm_job *j = ((llm_part *)user)->job;
     bool goes_on = true;
+    if (j->replays)
+        return false;
+    if (j->ids)
+        g_array_append_val(j->ids, token->token->id);
     if (j->streams) {
         cs_text_stream *stream = &j->streams[token->choice];
         size_t show_bytes;
@@ -145,7 +68,7 @@ static bool on_token(void *user, const cs_llm_token *token)
         cs_text_stream_shown(stream, show_bytes);
     }
     pthread_mutex_lock(&j->base.owner->lock);
-    pack_token(j->pending, token->choice, token->token);
+    model_tokens_token(j->pending, token->choice, token->token);
     j->pending_units++;
     model_list(&j->base);
     pthread_mutex_unlock(&j->base.owner->lock);
@@ -157,11 +80,12 @@ static bool on_token(void *user, const cs_llm_token *token)
 static void on_finish(void *user, uint32_t choice, cs_llm_finish reason)
 {
     llm_job *j = ((llm_part *)user)->job;
-    if (is_prefill(j) && reason != CS_LLM_FINISH_STOP_ID)
+    if ((llm_is_prefill(j) && reason != CS_LLM_FINISH_STOP_ID) ||
+        (j->replays && j->seen[choice].finished))
         return;
     pthread_mutex_lock(&j->base.owner->lock);
-    pack_finish(j->pending, choice, reason == CS_LLM_FINISH_LENGTH,
-                reason == CS_LLM_FINISH_STOP_ID);
+    model_tokens_finish(j->pending, choice, reason == CS_LLM_FINISH_LENGTH,
+                        reason == CS_LLM_FINISH_STOP_ID);
     model_list(&j->base);
     pthread_mutex_unlock(&j->base.owner->lock);
 }
@@ -174,7 +98,7 @@ static void on_done(void *user, const cs_llm_usage *usage, const GError *error)
         j->error = g_error_copy(error);
     if (usage) {
         j->usage.cached_tokens = MAX(j->usage.cached_tokens, usage->cached_tokens);
-        j->usage.completion_tokens += usage->completion_tokens;
+        j->usage.completion_tokens += j->replays ? 0 : usage->completion_tokens;
     }
     j->parts_left--;
     model_list(&j->base);
@@ -203,16 +127,10 @@ static void on_released(void *user)
 static cs_shared_tensor *wrap_chunk(llm_job *j, const cs_chunk *chunk, GError **error)
 {
     const cs_chunk_desc *d = &chunk->desc;
-    uint64_t room = chunk->size_bytes / sizeof(float);
-    cs_shared_tensor *tensor = NULL;
-    if (d->type != CS_DTYPE_F32 || d->rank != 2 || d->shape[0] == 0 || d->shape[1] == 0 ||
-        d->shape[1] > room || d->shape[0] > room / d->shape[1]) {
-        cs_fail(error, CS_ERROR_FAILED, "%s: embeddings that are malformed",
-                j->base.job->component);
+    if (!model_check_chunk(j->base.job, chunk, CS_DTYPE_F32, error))
         return NULL;
-    }
-    tensor = cs_shared_tensor_wrap(chunk->data, CS_DTYPE_F32, (int64_t)d->shape[0],
-                                   (int64_t)d->shape[1], on_released, j);
+    cs_shared_tensor *tensor = cs_shared_tensor_wrap(
+        chunk->data, CS_DTYPE_F32, (int64_t)d->shape[0], (int64_t)d->shape[1], on_released, j);
     if (!tensor) {
         cs_fail(error, CS_ERROR_FAILED, "%s: no memory", j->base.job->component);
         return NULL;
@@ -228,7 +146,7 @@ static cs_shared_tensor *take_embeddings(llm_job *j, uint32_t input, GError **er
 {
     cs_job *job = j->base.job;
     if (job->inputs[input].local) {
-        cs_shared_tensor *tensor = model_handover_look(&j->base, input);
+        cs_shared_tensor *tensor = model_handover_look(&j->base, input, 0);
         return tensor ? cs_shared_tensor_ref(tensor) : NULL;
     }
     cs_chunk chunk;
@@ -267,118 +185,6 @@ static void poll_embeddings(llm_job *j)
     }
 }
 
-/* --- from prefill to decode --- */
-
-/* False: there is no room now, or *error. */
-static bool put_chunk(llm_job *j, GBytes *bytes, uint64_t tag, GError **error)
-{
-    g_autoptr(GError) why = NULL;
-    cs_chunk_desc desc = {
-        .type = CS_DTYPE_U8, .rank = 2, .shape = {1, g_bytes_get_size(bytes)}, .tag = tag};
-    if (cs_sender_put_bytes(j->base.job->outputs[j->output].sender, bytes, &desc, 0, &why))
-        return true;
-    if (!g_error_matches(why, CS_ERROR, CS_ERROR_BUSY))
-        g_propagate_error(error, g_steal_pointer(&why));
-    return false;
-}
-
-/* Blocks, and once the engine is done its tokens. True when all is sent. */
-static bool send_kv(llm_job *j, bool ended, GError **error)
-{
-    model *m = j->base.owner;
-    pthread_mutex_lock(&m->lock);
-    for (guint i = 0; i < j->exported->len; i++)
-        g_queue_push_tail(&j->to_send, j->exported->pdata[i]);
-    g_ptr_array_set_size(j->exported, 0);
-    pthread_mutex_unlock(&m->lock);
-    while (j->to_send.length > 0) {
-        if (!put_chunk(j, j->to_send.head->data, KV_BLOCKS, error))
-            return false;
-        g_bytes_unref(g_queue_pop_head(&j->to_send));
-    }
-    if (!ended || j->tokens_sent)
-        return j->tokens_sent;
-    /* nothing adds to it any more */
-    g_autoptr(GBytes) tokens = g_bytes_new(j->pending->data, j->pending->len);
-    j->tokens_sent = put_chunk(j, tokens, KV_TOKENS, error);
-    return j->tokens_sent;
-}
-
-static bool take_kv(llm_job *j, const cs_chunk *chunk, GError **error)
-{
-    if (chunk->desc.tag == KV_TOKENS) {
-        j->first = cornserve__wire__tokens__unpack(NULL, chunk->size_bytes, chunk->data);
-        return j->first || cs_fail(error, CS_ERROR_FAILED, "%s: tokens that are malformed",
-                                   j->base.job->component);
-    }
-    if (chunk->size_bytes != j->base.owner->kv_block_bytes)
-        return cs_fail(error, CS_ERROR_FAILED, "%s: a KV block of %zu bytes, expected %zu",
-                       j->base.job->component, chunk->size_bytes, j->base.owner->kv_block_bytes);
-    cs_shared_tensor *block = cs_shared_tensor_new(CS_DTYPE_U8, 1, (int64_t)chunk->size_bytes);
-    if (!block)
-        return cs_fail(error, CS_ERROR_FAILED, "%s: no memory", j->base.job->component);
-    memcpy(block->t.data, chunk->data, chunk->size_bytes);
-    g_ptr_array_add(j->blocks, block);
-    return true;
-}
-
-/* True when everything is there. */
-static bool poll_kv(llm_job *j, GError **error)
-{
-    cs_job *job = j->base.job;
-    uint32_t input = model_find_input(job, "kv", 0);
-    cs_receiver *receiver = job->inputs[input].receiver;
-    while (!j->first) {
-        cs_chunk chunk;
-        cs_receive got = cs_receiver_get(receiver, j->n_chunks, 0, &chunk, error);
-        if (got == CS_RECEIVE_END)
-            cs_fail(error, CS_ERROR_EXECUTOR_LOST, "%s: its prefill ended early", job->component);
-        if (got != CS_RECEIVE_CHUNK)
-            return false;
-        bool ok = take_kv(j, &chunk, error);
-        cs_receiver_release(receiver, j->n_chunks++);
-        if (!ok)
-            return false;
-    }
-    return true;
-}
-
-/* Choices of which the client has nothing begin with the prefill's tokens. */
-static bool use_first(llm_job *j, GError **error)
-{
-    const Cornserve__Wire__Tokens *first = j->first;
-    bool *begins = g_new(bool, j->n_choices), ok = true;
-    for (uint32_t i = 0; i < j->n_choices; i++)
-        begins[i] = j->seen[i].ids->len == 0 && !j->seen[i].finished;
-    for (size_t i = 0; ok && i < first->n_tokens; i++) {
-        Cornserve__Wire__Token *token = first->tokens[i];
-        Cornserve__Wire__Tokens one = CORNSERVE__WIRE__TOKENS__INIT;
-        ok = token->choice < j->n_choices;
-        if (!ok || !begins[token->choice])
-            continue;
-        one.n_tokens = 1;
-        one.tokens = &token;
-        pack(j->pending, &one);
-        j->pending_units++;
-        g_array_append_val(j->seen[token->choice].ids, token->id);
-    }
-    for (size_t i = 0; ok && i < first->n_finishes; i++) {
-        const Cornserve__Wire__Finish *finish = first->finishes[i];
-        ok = finish->choice < j->n_choices;
-        if (!ok || !begins[finish->choice])
-            continue;
-        pack_finish(j->pending, finish->choice, finish->length, finish->stop_id);
-        j->seen[finish->choice].finished = true;
-        j->seen[finish->choice].stop_id = finish->stop_id;
-    }
-    for (uint32_t i = 0; ok && i < j->n_choices; i++)
-        ok = j->seen[i].ids->len > 0 || j->seen[i].finished;
-    g_free(begins);
-    j->usage.cached_tokens = first->usage ? first->usage->cached_tokens : 0;
-    return ok || cs_fail(error, CS_ERROR_FAILED, "%s: first tokens that are malformed",
-                         j->base.job->component);
-}
-
 /* --- starting --- */
 
 static bool check_prompt(const llm_job *j, const Cornserve__Wire__Prompt *p, GError **error)
@@ -387,12 +193,12 @@ static bool check_prompt(const llm_job *j, const Cornserve__Wire__Prompt *p, GEr
     size_t n_tokens = p->token_ids.len / sizeof(int32_t), n_media = 0;
     for (uint32_t i = 0; i < job->n_inputs; i++)
         n_media += strcmp(job->inputs[i].name, "media") == 0;
-    if (is_decode(j)) /* its embeddings go to the prefill */
+    if (llm_is_decode(j)) /* its embeddings go to the prefill */
         n_media = p->n_items;
     if (p->token_ids.len % sizeof(int32_t) == 0 && n_tokens > 0 && n_tokens <= INT32_MAX &&
         (p->positions.len == 0 || p->positions.len == n_tokens * sizeof(int32_t[3])) &&
         p->n_items == n_media && p->n_choices > 0 && p->n_choices <= 1024 &&
-        p->n_biases == p->n_bias_ids)
+        p->aloud.len % sizeof(int32_t) == 0 && p->n_biases == p->n_bias_ids)
         return true;
     return cs_fail(error, CS_ERROR_INVALID, "%s: a prompt that is malformed", job->component);
 }
@@ -453,7 +259,7 @@ static void finish_seen(llm_job *j, uint32_t choice)
     if (seen->finished || (goes_on && !length))
         return;
     seen->finished = true;
-    pack_finish(j->pending, choice, goes_on && length, false);
+    model_tokens_finish(j->pending, choice, goes_on && length, false);
 }
 
 static cs_sampling_params sampling_params(const Cornserve__Wire__Prompt *p, cs_token_bias *biases)
@@ -502,8 +308,7 @@ static cs_llm_request_options request_options(const llm_job *j, cs_llm_input_ite
 
 static bool submit_part(llm_job *j, const cs_llm_request_options *options, GError **error)
 {
-    static const cs_llm_sink sink = {
-        .on_token = on_token, .on_kv = on_kv, .on_finish = on_finish, .on_done = on_done};
+    static const cs_llm_sink sink = {on_token, on_hidden, on_kv, on_finish, on_done};
     model *m = j->base.owner;
     llm_part *part = &j->parts[j->n_parts];
     part->job = j;
@@ -523,16 +328,36 @@ static bool submit_part(llm_job *j, const cs_llm_request_options *options, GErro
     return false;
 }
 
+/* An answer that is known, for the states of its rows: of all of them if it ended with a stop id,
+ * which is drawn again, else of all but the last, which is. */
+static bool submit_replay(llm_job *j, cs_llm_request_options options, GError **error)
+{
+    const Cornserve__Wire__Prompt *p = j->prompt;
+    const llm_seen *seen = &j->seen[0];
+    uint32_t n_aloud = (uint32_t)(p->aloud.len / sizeof(int32_t));
+    j->replays = true;
+    options.n_generated =
+        n_aloud ? n_aloud : seen->ids->len - (seen->ids->len > 0 && !seen->stop_id);
+    options.generated = n_aloud ? (const int32_t *)(const void *)p->aloud.data
+                                : (const int32_t *)(const void *)seen->ids->data;
+    options.max_tokens = options.n_generated + 1;
+    return (options.import_kv && options.n_generated == 0) || submit_part(j, &options, error);
+}
+
 static bool submit_parts(llm_job *j, cs_llm_request_options options, GError **error)
 {
     bool resumed = false;
     for (uint32_t i = 0; i < j->n_choices; i++)
         resumed = resumed || j->seen[i].ids->len > 0 || j->seen[i].finished;
     options.n_choices = j->n_choices;
-    options.import_kv = is_decode(j);
-    if (is_prefill(j)) {
+    options.import_kv = llm_is_decode(j);
+    options.hidden_states = j->ids != NULL;
+    options.hidden_from_row = llm_is_decode(j) ? options.n_tokens : 0; /* the prefill gives those */
+    if (llm_is_prefill(j)) {
         options.export_kv = true;
         options.max_tokens = 1;
+    } else if (j->ids && (j->prompt->aloud.len > 0 || j->seen[0].finished)) {
+        return submit_replay(j, options, error);
     }
     if (!resumed)
         return submit_part(j, &options, error);
@@ -551,6 +376,26 @@ static bool submit_parts(llm_job *j, cs_llm_request_options options, GError **er
 
 static void look(llm_job *j);
 
+/* Of the rows whose states are wanted: the prompt's, and behind them the answer's as far as it is
+ * known. */
+static bool note_ids(llm_job *j, GError **error)
+{
+    const Cornserve__Wire__Prompt *p = j->prompt;
+    if (p->n_choices != 1)
+        return cs_fail(error, CS_ERROR_UNSUPPORTED, "%s: of %u answers none can be spoken",
+                       j->base.job->component, p->n_choices);
+    if (!j->base.owner->checkpoint->speech)
+        return cs_fail(error, CS_ERROR_UNSUPPORTED, "%s: this checkpoint does not speak",
+                       j->base.job->component);
+    j->ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
+    g_array_append_vals(j->ids, p->token_ids.data, (guint)(p->token_ids.len / sizeof(int32_t)));
+    if (p->aloud.len > 0)
+        g_array_append_vals(j->ids, p->aloud.data, (guint)(p->aloud.len / sizeof(int32_t)));
+    else
+        g_array_append_vals(j->ids, j->seen[0].ids->data, j->seen[0].ids->len);
+    return true;
+}
+
 static void start(llm_job *j, GError **error)
 {
     const Cornserve__Wire__Prompt *p = j->prompt;
@@ -562,9 +407,12 @@ static void start(llm_job *j, GError **error)
         j->seen[i].ids = g_array_new(FALSE, FALSE, sizeof(int32_t));
     if (!read_seen(j, error))
         return;
-    if (is_decode(j) && !j->usage_seen && !use_first(j, error))
+    if (llm_is_decode(j) && !j->usage_seen && !llm_use_first(j, error))
         return;
-    if (!is_prefill(j))
+    bool heard = llm_is_prefill(j) ? p->hidden : j->hidden < j->base.job->n_outputs;
+    if (heard && !note_ids(j, error))
+        return;
+    if (!llm_is_prefill(j))
         open_streams(j);
     for (uint32_t i = 0; i < j->n_choices; i++)
         finish_seen(j, i);
@@ -604,7 +452,7 @@ static bool take_prompt(llm_job *j, GError **error)
 static void begin(llm_job *j)
 {
     GError *error = NULL;
-    if ((j->prompt || take_prompt(j, &error)) && (!is_decode(j) || poll_kv(j, &error)))
+    if ((j->prompt || take_prompt(j, &error)) && (!llm_is_decode(j) || llm_take_kv(j, &error)))
         start(j, &error);
     if (!error && !j->begun)
         return;
@@ -637,6 +485,21 @@ static void send_pending(llm_job *j)
         cs_executor_piece(j->base.job, j->output, pending->data, pending->len, units);
 }
 
+/* True when a talker has all rows so far. */
+static bool send_rows(llm_job *j, GError **error)
+{
+    model *m = j->base.owner;
+    if (!j->ids)
+        return true;
+    pthread_mutex_lock(&m->lock);
+    g_autoptr(GPtrArray) rows = j->rows;
+    j->rows = new_rows();
+    pthread_mutex_unlock(&m->lock);
+    for (guint i = 0; i < rows->len; i++)
+        model_stream_put(&j->base, &j->heard, rows->pdata[i]);
+    return model_outbox_flush(&j->base, &j->heard, error);
+}
+
 static void release_parts(llm_job *j)
 {
     for (uint32_t i = 0; i < j->n_parts; i++)
@@ -664,7 +527,7 @@ static GError *settle(llm_job *j, bool *held)
     *held = j->n_held > 0;
     GError *error = *held ? NULL : g_steal_pointer(&j->error);
     if (!*held && !error && !j->usage_seen) {
-        pack_usage(j->pending, &j->usage);
+        model_tokens_usage(j->pending, &j->usage);
         j->usage_seen = true;
     }
     pthread_mutex_unlock(&m->lock);
@@ -680,11 +543,10 @@ static void look(llm_job *j)
     pthread_mutex_unlock(&m->lock);
     GError *error = ended ? settle(j, &held) : NULL;
     ended = ended && !held;
-    if (!is_prefill(j))
+    if (!llm_is_prefill(j))
         send_pending(j);
-    else if (!error && !send_kv(j, ended, &error) && !error)
-        return; /* the doorbell rings when there is room */
-    if (ended || error)
+    bool sent = error || (llm_is_prefill(j) ? llm_send_kv(j, ended, &error) : send_rows(j, &error));
+    if (error || (ended && sent)) /* else the doorbell rings when there is room */
         end(j, ended, error);
 }
 
@@ -696,7 +558,7 @@ static void poll_inputs(model_job *base)
         return;
     }
     poll_embeddings(j);
-    if (is_prefill(j))
+    if (llm_is_prefill(j) || !model_outbox_is_empty(&j->heard))
         look(j);
 }
 
@@ -705,6 +567,17 @@ static void read_news(model_job *base)
     llm_job *j = (llm_job *)base;
     if (j->begun)
         look(j);
+}
+
+static void flush_later(model_job *base)
+{
+    llm_job *j = (llm_job *)base;
+    GError *error = NULL;
+    model_outbox_ripen(&j->heard);
+    if (j->begun)
+        look(j);
+    else if (!model_outbox_flush(base, &j->heard, &error) && error)
+        model_finish(base, error);
 }
 
 static bool has_ended(llm_job *j)
@@ -741,8 +614,12 @@ static void free_job(model_job *base)
     if (j->first)
         cornserve__wire__tokens__free_unpacked(j->first, NULL);
     g_clear_pointer(&j->blocks, g_ptr_array_unref);
-    g_queue_clear_full(&j->to_send, (GDestroyNotify)g_bytes_unref);
-    g_ptr_array_foreach(j->exported, (GFunc)(void (*)(void))g_bytes_unref, NULL);
+    g_clear_pointer(&j->ids, g_array_unref);
+    model_outbox_clear(&j->heard);
+    g_ptr_array_unref(j->rows);
+    g_queue_clear_full(&j->to_send, llm_chunk_free);
+    for (guint i = 0; i < j->exported->len; i++)
+        llm_chunk_free(j->exported->pdata[i]);
     g_ptr_array_unref(j->exported);
     g_byte_array_unref(j->pending);
     g_clear_error(&j->error);
@@ -764,19 +641,33 @@ static bool check_halves(const cs_job *job, uint32_t *output, GError **error)
            cs_fail(error, CS_ERROR_INVALID, "%s: a decode without a prefill", job->component);
 }
 
-static bool check_job(const cs_job *job, uint32_t *output, GError **error)
+/* Its states for a talker are all that other executors, or jobs of this one, may read of it. */
+static bool check_outputs(const cs_job *job, uint32_t *hidden, GError **error)
 {
+    *hidden = job->n_outputs;
+    for (uint32_t i = 0; i < job->n_outputs; i++) {
+        if (!job->outputs[i].sender && job->outputs[i].n_local == 0)
+            continue;
+        if (strcmp(job->outputs[i].name, "hidden") != 0)
+            return cs_fail(error, CS_ERROR_UNSUPPORTED,
+                           "%s: this executor does not hand out its %s", job->component,
+                           job->outputs[i].name);
+        *hidden = i;
+    }
+    return true;
+}
+
+static bool check_job(const cs_job *job, uint32_t *output, uint32_t *hidden, GError **error)
+{
+    *hidden = job->n_outputs;
     if (model_find_input(job, "attachment", 0) == job->n_inputs)
         return cs_fail(error, CS_ERROR_INVALID, "%s: there is no attachment", job->component);
     if (job->role != CORNSERVE__WIRE__ROLE__BOTH && !check_halves(job, output, error))
         return false;
     if (job->role == CORNSERVE__WIRE__ROLE__PREFILL)
         return true;
-    for (uint32_t i = 0; i < job->n_outputs; i++)
-        if (job->outputs[i].sender || job->outputs[i].n_local > 0)
-            return cs_fail(error, CS_ERROR_UNSUPPORTED,
-                           "%s: this executor does not hand out its %s", job->component,
-                           job->outputs[i].name);
+    if (!check_outputs(job, hidden, error))
+        return false;
     while (*output < job->n_outputs && !job->outputs[*output].to_client)
         ++*output;
     return *output < job->n_outputs ||
@@ -785,17 +676,24 @@ static bool check_job(const cs_job *job, uint32_t *output, GError **error)
 
 model_job *model_llm_job_new(model *m, cs_job *job, GError **error)
 {
-    static const model_job_ops ops = {poll_inputs, read_news, cancel, free_job};
-    uint32_t output = 0;
-    if (!check_job(job, &output, error))
+    static const model_job_ops ops = {.poll = poll_inputs,
+                                      .news = read_news,
+                                      .later = flush_later,
+                                      .cancel = cancel,
+                                      .free = free_job};
+    uint32_t output = 0, hidden = 0;
+    if (!check_job(job, &output, &hidden, error))
         return NULL;
     llm_job *j = g_new0(llm_job, 1);
     j->base = (model_job){.owner = m, .job = job, .ops = &ops};
     j->output = output;
+    j->hidden = hidden;
+    model_outbox_init(&j->heard, hidden);
+    j->rows = new_rows();
     j->pending = g_byte_array_new();
     j->exported = g_ptr_array_new();
     g_queue_init(&j->to_send);
-    if (is_decode(j))
+    if (llm_is_decode(j))
         j->blocks = g_ptr_array_new_with_free_func((GDestroyNotify)cs_shared_tensor_unref);
     j->provided = g_new0(bool, job->n_inputs + 1);
     return &j->base;

@@ -36,7 +36,8 @@ struct cs_pipeline {
     cs_runtime *runtime;         /* with a plan; then there is neither llm nor encoders */
     bool takes[CS_N_MODALITIES]; /* with a plan */
     uint32_t max_queued_requests;
-    uint32_t max_tokens; /* of prompt and answer */
+    uint32_t max_tokens;        /* of prompt and answer */
+    uint32_t max_talker_tokens; /* with a plan: of a talker's prompt and answer */
 
     GPtrArray *workers; /* GThread *: they prepare requests */
     GMutex lock;        /* what follows */
@@ -76,8 +77,9 @@ typedef struct {
     /* By the LLM engine's thread. */
     GArray *heard_ids; /* int32_t: of the prompt, then of the reply */
     cs_talk_ear ear;
-    uint32_t n_codes; /* by the talker's thread */
-    GMutex sink_lock; /* held while text or sound is handed out */
+    uint32_t n_codes;   /* by the talker's thread; with a plan by the runtime's */
+    uint64_t n_samples; /* with a plan */
+    GMutex sink_lock;   /* held while text or sound is handed out */
 } pipeline_speech;
 
 struct cs_pipeline_request {
@@ -133,6 +135,15 @@ void pipeline_remote_stop(cs_pipeline *pipeline);
 void pipeline_remote_stats(cs_pipeline *pipeline, cs_pipeline_stats *stats);
 /* Hands the built prompt to the executors; under the request's lock. */
 bool pipeline_remote_submit(cs_pipeline_request *request, GError **error);
+
+/* Speech can be asked for if the plan hosts what speaks; an error if it hosts a part of it. */
+bool pipeline_remote_voices(cs_pipeline *pipeline, const cs_plan *plan, const char *source,
+                            GError **error);
+/* What talker and vocoder are told of the request, as an attachment. */
+GBytes *pipeline_remote_pack_speech(const cs_pipeline_request *request, const cs_prompt *prompt);
+/* Pieces of codes and of sound; false: they are malformed. */
+bool pipeline_remote_codes(cs_pipeline_request *request, const void *data, size_t size_bytes);
+bool pipeline_remote_samples(cs_pipeline_request *request, const void *data, size_t size_bytes);
 
 /* The body of a worker thread. */
 gpointer pipeline_worker_main(gpointer pipeline);

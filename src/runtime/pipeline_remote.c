@@ -14,6 +14,8 @@
 #define ATTEMPTS_MAX 8
 /* Of an answer whose length nobody has bounded; for load only. */
 #define USUAL_ANSWER_TOKENS 256
+/* A token of text is about a quarter of a second of speech. */
+#define USUAL_CODES_PER_TOKEN 12
 /* Prompts with as many equal first tokens prefer the same executor. */
 #define AFFINITY_TOKENS 256
 
@@ -79,7 +81,7 @@ static void read_limits(cs_pipeline *p)
 {
     json_t *status = cs_runtime_status(p->runtime), *executor;
     size_t i;
-    p->max_tokens = UINT32_MAX;
+    p->max_tokens = p->max_talker_tokens = UINT32_MAX;
     json_array_foreach (json_object_get(status, "executors"), i, executor) {
         json_int_t n = json_integer_value(json_object_get(executor, "max_tokens"));
         json_int_t bytes = json_integer_value(json_object_get(executor, "kv_block_bytes"));
@@ -87,6 +89,10 @@ static void read_limits(cs_pipeline *p)
             p->max_tokens = MIN(p->max_tokens, (uint32_t)n);
             p->kv_block_bytes = (size_t)bytes;
         }
+        const json_t *speech = json_object_get(executor, "speech");
+        n = json_integer_value(json_object_get(speech, "talker_max_tokens"));
+        if (n > 0)
+            p->max_talker_tokens = MIN(p->max_talker_tokens, (uint32_t)n);
     }
     json_decref(status);
 }
@@ -104,7 +110,7 @@ bool pipeline_remote_start(cs_pipeline *p, const char *dir, const cs_pipeline_op
         return cs_fail(error, CS_ERROR_INVALID, "%s: no executor has component thinker", o->plan);
     for (int i = 0; i < CS_N_MODALITIES; i++)
         p->takes[i] = cs_plan_hosts_kind(plan, tasks, ALIAS, kinds[i]);
-    if (!deploy(p, dir, plan, tasks, o, error))
+    if (!pipeline_remote_voices(p, plan, o->plan, error) || !deploy(p, dir, plan, tasks, o, error))
         return false;
     read_limits(p);
     cs_tasks *app = g_steal_pointer(&tasks);
@@ -134,7 +140,14 @@ static void add_executor(cs_pipeline_stats *stats, const json_t *executor)
     const char *state = json_string_value(json_object_get(executor, "state"));
     stats->executors++;
     stats->executors_ready += strcmp(state, "ready") == 0;
-    if (number(executor, "max_tokens") == 0) /* no LLM */
+    const json_t *speech = json_object_get(executor, "speech");
+    stats->talker_running += (uint32_t)number(speech, "talker_running");
+    stats->talker_kv_blocks_used += (uint32_t)number(speech, "talker_kv_blocks_used");
+    stats->talker_kv_blocks_total += (uint32_t)number(speech, "talker_kv_blocks_total");
+    stats->sounds += (uint32_t)number(speech, "sounds");
+    stats->sound_steps += number(speech, "sound_steps");
+    stats->sound_step_streams += number(speech, "sound_step_streams");
+    if (number(executor, "max_tokens") == 0) /* no thinker */
         return;
     stats->running += (uint32_t)number(executor, "running");
     stats->kv_blocks_used += (uint32_t)number(executor, "kv_blocks_used");
@@ -265,6 +278,11 @@ static GBytes *pack_prompt(cs_pipeline_request *r, const cs_prompt *prompt)
         p.m.positions.len = prompt->n_tokens * sizeof(int32_t[3]);
         p.m.next_position = prompt->next_position;
     }
+    p.m.hidden = r->speech != NULL;
+    if (r->aloud_ids) {
+        p.m.aloud.data = (uint8_t *)r->aloud_ids->data;
+        p.m.aloud.len = r->aloud_ids->len * sizeof(int32_t);
+    }
     fill_media(&p, r, prompt);
     fill_sampling(&p, r);
     size_t size_bytes = cornserve__wire__prompt__get_packed_size(&p.m);
@@ -300,13 +318,21 @@ static json_t *task_request(const cs_pipeline_request *r, const cs_prompt *promp
         kind = i == 0 || kind == word ? word : "mixed";
         media_tokens += item->n_tokens;
     }
-    g_autofree char *kind_name = g_strdup_printf("%s_to_text", kind);
+    g_autofree char *kind_name = g_strdup_printf("%s_to_%s", kind, r->speech ? "speech" : "text");
     g_autofree char *prefix = affinity(prompt);
     uint32_t text_tokens = prompt->n_tokens > media_tokens ? prompt->n_tokens - media_tokens : 0;
-    return json_pack("{s:s, s:o, s:i, s:i, s:i, s:s}", "kind", kind_name, "media", media,
-                     "text_in_tokens", (int)text_tokens, "text_out_tokens",
-                     r->sampling.max_tokens ? (int)r->sampling.max_tokens : USUAL_ANSWER_TOKENS,
-                     "attachment", 0, "affinity", prefix);
+    uint32_t answer_tokens = r->aloud_ids             ? r->aloud_ids->len
+                             : r->sampling.max_tokens ? r->sampling.max_tokens
+                                                      : USUAL_ANSWER_TOKENS;
+    json_t *request = json_pack("{s:s, s:o, s:i, s:i, s:i, s:s}", "kind", kind_name, "media", media,
+                                "text_in_tokens", (int)text_tokens, "text_out_tokens",
+                                (int)answer_tokens, "attachment", 0, "affinity", prefix);
+    if (r->speech)
+        json_object_update_new(request,
+                               json_pack("{s:b, s:i, s:i}", "speech", 1, "audio_out_tokens",
+                                         (int)MIN(answer_tokens * USUAL_CODES_PER_TOKEN, INT32_MAX),
+                                         "speech_attachment", (int)prompt->items->len + 1));
+    return request;
 }
 
 /* ---- tokens ---- */
@@ -348,21 +374,30 @@ static bool hand_tokens(cs_pipeline_request *r, const Cornserve__Wire__Tokens *t
     return true;
 }
 
+static bool hand_text(cs_pipeline_request *r, const void *data, size_t size_bytes)
+{
+    Cornserve__Wire__Tokens *tokens = cornserve__wire__tokens__unpack(NULL, size_bytes, data);
+    bool ok = tokens && hand_tokens(r, tokens);
+    if (tokens)
+        cornserve__wire__tokens__free_unpacked(tokens, NULL);
+    return ok;
+}
+
 static void on_piece(void *user, uint32_t call, const char *unit, const char *output,
                      const void *data, size_t size_bytes, uint32_t units)
 {
     cs_pipeline_request *r = user;
     if (r->remote_fault)
         return;
-    Cornserve__Wire__Tokens *tokens = cornserve__wire__tokens__unpack(NULL, size_bytes, data);
-    if (!tokens || !hand_tokens(r, tokens)) {
-        cs_fail(&r->remote_fault, CS_ERROR_FAILED, "an executor sent tokens that are malformed");
-        g_mutex_lock(&r->lock); /* until it is submitted */
-        g_mutex_unlock(&r->lock);
-        cs_runtime_request_cancel(r->remote);
-    }
-    if (tokens)
-        cornserve__wire__tokens__free_unpacked(tokens, NULL);
+    g_mutex_lock(&r->lock); /* until it is submitted */
+    g_mutex_unlock(&r->lock);
+    bool ok = strcmp(output, "text") == 0    ? hand_text(r, data, size_bytes)
+              : strcmp(output, "codes") == 0 ? pipeline_remote_codes(r, data, size_bytes)
+                                             : pipeline_remote_samples(r, data, size_bytes);
+    if (ok)
+        return;
+    cs_fail(&r->remote_fault, CS_ERROR_FAILED, "an executor sent %s that is malformed", output);
+    cs_runtime_request_cancel(r->remote);
 }
 
 static void on_event(void *user, const json_t *event)
@@ -374,7 +409,7 @@ static bool is_complete(const cs_pipeline_request *r)
     for (uint32_t i = 0; i < r->n_choices; i++)
         if (!r->answers[i].finished)
             return false;
-    return true;
+    return !r->speech || (r->speech->n_codes > 0 && r->speech->n_samples > 0);
 }
 
 static void on_done(void *user, const json_t *result, const GError *error)
@@ -424,10 +459,18 @@ bool pipeline_remote_submit(cs_pipeline_request *r, GError **error)
             attach_medium(shared, &g_array_index(prompt->items, cs_prompt_item, i));
         g_array_append_val(attachments, next);
     }
+    if (r->speech) {
+        cs_attachment speech = {.head = pipeline_remote_pack_speech(r, prompt)};
+        g_array_append_val(attachments, speech);
+    }
     json_t *request = task_request(r, prompt);
-    r->remote = cs_runtime_submit_with(r->pipeline->runtime, ALIAS, request, attachments->len,
-                                       (const cs_attachment *)(const void *)attachments->data,
-                                       &sink, r, error);
+    const cs_submit_options options = {.n_attachments = attachments->len,
+                                       .attachments =
+                                           (const cs_attachment *)(const void *)attachments->data,
+                                       .credit_units = r->speech ? r->speech->credit_samples : 0};
+    if (!r->speech || cs_talk_check_room(prompt->n_tokens, r->pipeline->max_talker_tokens, error))
+        r->remote =
+            cs_runtime_submit_with(r->pipeline->runtime, ALIAS, request, &options, &sink, r, error);
     json_decref(request);
     if (r->remote) {
         count_items(r, prompt);

@@ -93,7 +93,9 @@ void cs_pipeline_voice_defaults(const cs_pipeline *p, cs_voice *voice)
 bool cs_pipeline_voice_check(const cs_pipeline *p, const char *name, GError **error)
 {
     if (!p->voices.names)
-        return cs_fail(error, CS_ERROR_UNSUPPORTED, "this model does not speak");
+        return cs_fail(error, CS_ERROR_UNSUPPORTED,
+                       p->model->speech ? "no executor of this server's plan speaks"
+                                        : "this model does not speak");
     if (find_voice(&p->voices, name) >= 0)
         return true;
     g_autofree char *names = g_strjoinv(", ", p->voices.names);
@@ -108,7 +110,7 @@ cs_media_pool *cs_pipeline_audio_pool(const cs_pipeline *p)
 
 void pipeline_speech_stats(const pipeline_voices *v, cs_pipeline_stats *stats)
 {
-    if (!v->names)
+    if (!v->talker)
         return;
     cs_llm_engine_stats talker;
     cs_generator_engine_stats sound;
@@ -173,7 +175,10 @@ void cs_pipeline_audio_allow(cs_pipeline_request *r, uint64_t n_samples)
 {
     g_mutex_lock(&r->lock);
     cs_generator_request *sound = r->speech ? r->speech->sound : NULL;
+    cs_runtime_request *remote = r->remote;
     g_mutex_unlock(&r->lock);
+    if (remote)
+        cs_runtime_request_allow(remote, n_samples);
     if (sound) /* without it nothing can have been handed out that would make room */
         cs_generator_request_allow(sound, n_samples);
 }
@@ -194,7 +199,8 @@ void pipeline_speech_hidden(cs_pipeline_request *r, uint32_t row, uint32_t n, co
 
 void pipeline_speech_text_end(cs_pipeline_request *r)
 {
-    cs_talk_end(&r->speech->ear);
+    if (r->speech->talker) /* with a plan its executor hears the LLM's end itself */
+        cs_talk_end(&r->speech->ear);
 }
 
 /* ---- the talker's calls ---- */

@@ -306,11 +306,11 @@ static GArray *copy_attachments(uint32_t n, const cs_attachment *attachments)
 cs_runtime_request *cs_runtime_submit(cs_runtime *rt, const char *name, const json_t *request,
                                       const cs_runtime_sink *sink, void *user, GError **error)
 {
-    return cs_runtime_submit_with(rt, name, request, 0, NULL, sink, user, error);
+    return cs_runtime_submit_with(rt, name, request, &(cs_submit_options){0}, sink, user, error);
 }
 
 cs_runtime_request *cs_runtime_submit_with(cs_runtime *rt, const char *name, const json_t *request,
-                                           uint32_t n_attachments, const cs_attachment *attachments,
+                                           const cs_submit_options *options,
                                            const cs_runtime_sink *sink, void *user, GError **error)
 {
     if (atomic_load(&rt->closing)) {
@@ -334,7 +334,9 @@ cs_runtime_request *cs_runtime_submit_with(cs_runtime *rt, const char *name, con
     *r = (cs_runtime_request){.runtime = rt,
                               .app = a.found,
                               .input = json_deep_copy(request),
-                              .attachments = copy_attachments(n_attachments, attachments),
+                              .attachments =
+                                  copy_attachments(options->n_attachments, options->attachments),
+                              .allowed_units = options->credit_units,
                               .sink = *sink,
                               .user = user,
                               .state = CS_APP_WAITING,
@@ -355,6 +357,31 @@ void cs_runtime_request_cancel(cs_runtime_request *r)
 {
     atomic_fetch_add(&r->references, 1);
     cs_loop_post(r->runtime->loop, cancel_posted, r);
+}
+
+typedef struct {
+    cs_runtime_request *request;
+    uint64_t n_units;
+} allowance;
+
+static void allow_posted(void *user)
+{
+    g_autofree allowance *a = user;
+    cs_runtime_request *r = a->request;
+    if (r->allowed_units > 0 && !r->done) {
+        for (guint i = 0; i < r->calls->len; i++)
+            dispatch_allow(r->calls->pdata[i], a->n_units);
+        r->allowed_units += a->n_units;
+    }
+    unref_request(r);
+}
+
+void cs_runtime_request_allow(cs_runtime_request *r, uint64_t n_units)
+{
+    allowance *a = g_new(allowance, 1);
+    *a = (allowance){r, n_units};
+    atomic_fetch_add(&r->references, 1);
+    cs_loop_post(r->runtime->loop, allow_posted, a);
 }
 
 void cs_runtime_request_release(cs_runtime_request *r)

@@ -85,11 +85,18 @@ cs_runtime_request *cs_runtime_submit(cs_runtime *runtime, const char *app, cons
 typedef struct {
     GBytes *head, *body; /* body may be NULL */
 } cs_attachment;
-/* As cs_runtime_submit; takes references to the bytes. */
+typedef struct {
+    uint32_t n_attachments;
+    const cs_attachment *attachments; /* references to the bytes are taken */
+    /* Units of a generator's output that come before cs_runtime_request_allow says that more may;
+     * 0: all. */
+    uint64_t credit_units;
+} cs_submit_options;
+
 cs_runtime_request *cs_runtime_submit_with(cs_runtime *runtime, const char *app,
-                                           const json_t *request, uint32_t n_attachments,
-                                           const cs_attachment *attachments,
+                                           const json_t *request, const cs_submit_options *options,
                                            const cs_runtime_sink *sink, void *user, GError **error);
+void cs_runtime_request_allow(cs_runtime_request *request, uint64_t n_units);
 /* on_done still comes, with CS_ERROR_CANCELLED unless it was done. */
 void cs_runtime_request_cancel(cs_runtime_request *request);
 void cs_runtime_request_release(cs_runtime_request *request);

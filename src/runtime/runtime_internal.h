@@ -90,7 +90,8 @@ struct cs_runtime_request {
     atomic_int references; /* the caller's, the runtime's */
     app *app;
     json_t *input;
-    GArray *attachments; /* cs_attachment */
+    GArray *attachments;    /* cs_attachment */
+    uint64_t allowed_units; /* of generators' outputs; 0: all */
     cs_runtime_sink sink;
     void *user;
     cs_app_run *run;
@@ -143,6 +144,8 @@ deployment *dispatch_find(cs_runtime *runtime, const char *model);
 bool dispatch_call(call *c, GError **error);
 /* Cancels what runs of the call and frees what it holds in the sidecar. */
 void dispatch_stop(call *c);
+/* The client takes so many units more of what generators of the call make. */
+void dispatch_allow(call *c, uint64_t n_units);
 void dispatch_step(executor *x, const Cornserve__Wire__Step *step);
 /* The executor is gone: its calls run again. */
 void dispatch_lost(executor *x, const char *why);

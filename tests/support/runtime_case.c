@@ -101,7 +101,7 @@ static void on_piece(void *user, uint32_t call, const char *unit, const char *ou
     pthread_mutex_lock(&c->lock);
     if (strcmp(output, "text") == 0) {
         g_string_append_len(c->text, data, (gssize)size_bytes);
-    } else {
+    } else if (strcmp(output, "audio") == 0) {
         c->audio_bytes += size_bytes;
         c->audio_pieces++;
     }

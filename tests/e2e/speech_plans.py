@@ -1,0 +1,216 @@
+"""The same speech whatever the plan: usage: speech_plans.py PROGRAM [--requests N] [--plans N]
+
+A mixed set of requests, answered in text and sound or read aloud, streamed and whole, goes several at a time to one server
+without a plan and to one for each plan: everything in one executor, thinker, talker and vocoder in every grouping, replicas,
+and encoders, prefill and decode apart too. Text, usage and every sample must be the same."""
+
+import argparse
+import base64
+import concurrent.futures
+import http.client
+import io
+import json
+import random
+import subprocess
+import tempfile
+import time
+import wave
+
+from plans import MEDIA_FILES, executor, plan
+from serving import CHECKPOINT, Server, Tap, part
+
+ENCODERS = ["image_encoder", "audio_encoder"]
+SPEECH_PLANS = {
+    "colocated": plan(executor("all", [*ENCODERS, "thinker", "talker", "vocoder"])),
+    "three apart": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("talker", ["talker"]), executor("vocoder", ["vocoder"])),
+    "thinker, and what speaks": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("voice", ["talker", "vocoder"])),
+    "language models, and the vocoder": plan(executor("models", [*ENCODERS, "thinker", "talker"]), executor("vocoder", ["vocoder"])),
+    "two vocoders": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("talker", ["talker"]), executor("vocoder", ["vocoder"], 2)),
+    "two of each": plan(executor("thinker", [*ENCODERS, "thinker"], 2), executor("talker", ["talker"], 2), executor("vocoder", ["vocoder"], 2)),
+    "all apart, in halves": plan(executor("encoders", ENCODERS), executor("prefill", [("thinker", "prefill")]),
+                                 executor("decode", [("thinker", "decode")]), executor("talker", ["talker"]), executor("vocoder", ["vocoder"])),
+    "halves beside what speaks": plan(executor("prefill", [*ENCODERS, ("thinker", "prefill"), "talker"]),
+                                      executor("decode", [("thinker", "decode"), "vocoder"])),
+}
+
+
+def speech_mix(n):
+    """Requests as (path, body): answers spoken and texts read aloud."""
+    rng = random.Random(8)
+    words = ["tell", "me", "what", "the", "picture", "sound", "is", "über", "红色", "3+4?"]
+    requests = []
+    while len(requests) < n:
+        text = " ".join(rng.choice(words) for _ in range(rng.randint(1, 20)))
+        voice, seed, streamed = rng.choice(["Chelsie", "Ethan"]), rng.randint(0, 99), rng.random() < 0.5
+        if rng.random() < 0.3:
+            requests.append(("/v1/audio/speech", {"input": text, "voice": voice, "response_format": "pcm", "seed": seed,
+                                                  **({"stream_format": "sse"} if streamed else {})}))
+            continue
+        media = [part(rng.choice(MEDIA_FILES)) for _ in range(rng.choice([0, 0, 1]))]
+        body = {"messages": [{"role": "user", "content": [*media, {"type": "text", "text": text}]}], "modalities": ["text", "audio"],
+                "audio": {"voice": voice, "format": "pcm16"}, "max_tokens": rng.randint(4, 24), "temperature": rng.choice([0, 0.9]),
+                "seed": seed, "stream": streamed, "ignore_eos": rng.random() < 0.5}
+        if rng.random() < 0.2:
+            body["stop"] = rng.choice(["a", "e", " t"])
+        requests.append(("/v1/chat/completions", body))
+    return requests
+
+
+def pcm_of(data, name):
+    if name == "wav":
+        with wave.open(io.BytesIO(data)) as sound:
+            return sound.readframes(sound.getnframes())
+    return data
+
+
+class Speech:
+    """What has come of one: text, sound, and how it ended: "done", "left", "cut", or an error's message."""
+
+    def __init__(self):
+        self.text, self.sound, self.end, self.usage, self.n_events = "", b"", "cut", None, 0
+
+    def __eq__(self, other):
+        return (self.text, self.sound, self.end, self.usage) == (other.text, other.sound, other.end, other.usage)
+
+    def __repr__(self):
+        return f"<{self.text!r}, {len(self.sound)} bytes of sound, {self.end}, {self.usage}>"
+
+    def take_event(self, event):
+        if "error" in event:
+            self.end = event["error"]["message"]
+            return
+        if event.get("usage"):
+            self.usage = {k: v for k, v in event["usage"].items() if isinstance(v, int)}
+        if event.get("type") == "speech.audio.delta":
+            self.sound += base64.b64decode(event["audio"])
+        elif event.get("type") == "speech.audio.done":
+            self.end = "done"
+        for choice in event.get("choices", []):
+            audio = choice["delta"].get("audio") or {}
+            self.text += audio.get("transcript", "")
+            self.sound += base64.b64decode(audio.get("data", ""))
+
+    def take_stream(self, response, leave_after):
+        for line in response:
+            if not line.startswith(b"data: "):
+                continue
+            self.n_events += 1
+            if line.startswith(b"data: [DONE]"):
+                self.end = "done"
+            else:
+                self.take_event(json.loads(line[6:]))
+            if self.end != "cut":
+                return
+            if leave_after is not None and self.n_events > leave_after:
+                self.end = "left"
+                return
+
+    def take_whole(self, path, data):
+        self.end = "done"
+        if path == "/v1/audio/speech":
+            self.sound = data
+            return
+        answer = json.loads(data)
+        audio = answer["choices"][0]["message"]["audio"]
+        self.text, self.sound = audio["transcript"], base64.b64decode(audio["data"])
+        self.usage = {k: v for k, v in answer["usage"].items() if isinstance(v, int)}
+
+
+def speak(server, request, leave_after=None, timeout=120):
+    path, body = request
+    found = Speech()
+    streamed = body.get("stream") or body.get("stream_format") == "sse"
+    if body.get("stream"):
+        body = {**body, "stream_options": {"include_usage": True}}
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=timeout)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            found.end = json.loads(response.read())["error"]["message"]
+        elif streamed:
+            found.take_stream(response, leave_after)
+        else:
+            found.take_whole(path, response.read())
+    finally:
+        connection.close()
+    return found
+
+
+def speak_all(server, requests):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda request: speak(server, request), requests))
+
+
+def wait_until_silent(server, seconds=5):
+    """True when no executor has anything of a speech any more, which they say twice a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        left = [server.metric(n) for n in ("cornserve_speech_running", "cornserve_talker_kv_blocks_used", "cornserve_sidecar_bytes")]
+        if not any(left):
+            return True
+        time.sleep(0.1)
+    print(f"# left of speech: sounds, KV blocks, bytes of the sidecar: {left}")
+    return False
+
+
+def compare(tap, program, name, file, requests, expected):
+    with Server(program, "--plan", file, "--max-context", "2048") as server:
+        found = speak_all(server, requests)
+        idle = server.wait_until_idle() and wait_until_silent(server)
+        deaths = server.metric("cornserve_executor_deaths_total")
+        sanitizer = [line for line in server.log if "Sanitizer" in line or "runtime error" in line]
+    wrong = [(r, e, f) for r, e, f in zip(requests, expected, found) if e != f]
+    tap.check(not wrong, f"{name}: the same text and sound", f"{len(wrong)} differ; request, expected and found: {wrong[:1]}")
+    tap.check(idle, f"{name}: nothing is left of them")
+    tap.check(deaths == 0 and not sanitizer, f"{name}: no executor died", sanitizer[:5])
+
+
+REFUSED = {
+    "a talker without a vocoder": (plan(executor("e", ["thinker", "talker"])), "none has vocoder"),
+    "a vocoder without a talker": (plan(executor("e", ["thinker", "vocoder"])), "none has talker"),
+    "half a talker": (plan(executor("e", ["thinker", "vocoder", ("talker", "decode")])), "talker in the role decode"),
+}
+
+
+def refusals(tap, program):
+    for name, (bad, words) in REFUSED.items():
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(bad, file)
+            file.flush()
+            found = subprocess.run([program, "serve", str(CHECKPOINT), "--port", "0", "--plan", file.name], capture_output=True, text=True, timeout=60)
+        tap.check(found.returncode == 1 and words in found.stderr, f"refused: {name}", found.stderr)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(plan(executor("thinker", ["thinker"])), file)
+        file.flush()
+        with Server(program, "--plan", file.name) as server:
+            for path, body in (("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "modalities": ["text", "audio"],
+                                                         "audio": {"voice": "Chelsie", "format": "wav"}}),
+                               ("/v1/audio/speech", {"input": "hi", "voice": "Chelsie"})):
+                status, answer = server.request("POST", path, body)
+                tap.check(status == 400 and b"no executor of this server's plan speaks" in answer, f"{path} where nothing speaks", answer)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("--requests", type=int, default=12)
+    parser.add_argument("--plans", type=int, default=len(SPEECH_PLANS))
+    arguments = parser.parse_args()
+    tap = Tap()
+    tap.run("refusals", refusals, tap, arguments.program)
+    requests = speech_mix(arguments.requests)
+    with Server(arguments.program, "--max-context", "2048") as server:
+        expected = speak_all(server, requests)
+    failed = [e for e in expected if e.end != "done" or not e.sound]
+    tap.check(not failed, f"{len(requests)} requests without a plan", failed[:1])
+    for name, content in list(SPEECH_PLANS.items())[:arguments.plans]:
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(content, file)
+            file.flush()
+            tap.run(name, compare, tap, arguments.program, name, file.name, requests, expected)
+    tap.end()
+
+
+if __name__ == "__main__":
+    main()
