@@ -135,6 +135,7 @@ void cs_compute_release(cs_compute *compute, size_t mark)
 struct cs_parameters {
     cs_compute *compute;
     GPtrArray *weights;
+    GPtrArray *convolutions;
     GArray *buffers; /* cs_workspace_chunk */
     size_t bytes;
 };
@@ -144,6 +145,7 @@ cs_parameters *cs_parameters_new(cs_compute *compute)
     cs_parameters *parameters = g_new0(cs_parameters, 1);
     parameters->compute = compute;
     parameters->weights = g_ptr_array_new();
+    parameters->convolutions = g_ptr_array_new();
     parameters->buffers = g_array_new(FALSE, FALSE, sizeof(cs_workspace_chunk));
     return parameters;
 }
@@ -155,11 +157,14 @@ void cs_parameters_free(cs_parameters *parameters)
     const cs_backend *backend = parameters->compute->backend;
     for (guint i = 0; i < parameters->weights->len; i++)
         backend->weight_free(g_ptr_array_index(parameters->weights, i));
+    for (guint i = 0; i < parameters->convolutions->len; i++)
+        backend->convolution_free(g_ptr_array_index(parameters->convolutions, i));
     for (guint i = 0; i < parameters->buffers->len; i++) {
         cs_workspace_chunk *buffer = &g_array_index(parameters->buffers, cs_workspace_chunk, i);
         backend->release(buffer->data, buffer->size_bytes);
     }
     g_ptr_array_unref(parameters->weights);
+    g_ptr_array_unref(parameters->convolutions);
     g_array_unref(parameters->buffers);
     g_free(parameters);
 }
@@ -195,6 +200,21 @@ const cs_weight *cs_parameters_gated(cs_parameters *parameters, cs_dtype dtype, 
     const cs_weight_part parts[] = {*gate, *up};
     return add_weight(parameters,
                       compute->backend->weight_new(compute, dtype, cols, 2, parts, true, error));
+}
+
+const cs_convolution *cs_parameters_convolution(cs_parameters *parameters, cs_dtype dtype,
+                                                const cs_convolution_shape *shape,
+                                                const float *values, const float *bias,
+                                                GError **error)
+{
+    const cs_backend *backend = parameters->compute->backend;
+    cs_convolution *convolution =
+        backend->convolution_new(parameters->compute, dtype, shape, values, bias, error);
+    if (convolution) {
+        g_ptr_array_add(parameters->convolutions, convolution);
+        parameters->bytes += backend->convolution_bytes(convolution);
+    }
+    return convolution;
 }
 
 cs_tensor cs_parameters_tensor(cs_parameters *parameters, const void *data, cs_dtype from,
@@ -336,12 +356,26 @@ void cs_op_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, i
         compute->backend->im2col(compute, y, x, kernel, stride, pad, dilation);
 }
 
-void cs_op_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
-                  int32_t stride, int32_t pad)
+void cs_op_convolve(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                    const cs_convolution *convolution, const cs_convolve_options *options)
 {
-    g_assert(x->cols == kernel * y->cols && x->dtype == CS_DTYPE_F32 && y->dtype == CS_DTYPE_F32);
+    cs_convolution_shape shape = cs_convolution_shape_of(convolution);
+    g_assert(y->cols == shape.outputs && y->dtype == CS_DTYPE_F32);
+    g_assert(x->cols == shape.inputs && is_float(x));
+    g_assert(x->dtype == CS_DTYPE_F32 || x->pad >= (32 - x->cols % 32) % 32);
+    g_assert(options->dilation > 0 && x->rows >= y->rows + (shape.kernel - 1) * options->dilation);
+    g_assert(!options->residual ||
+             (same_shape(options->residual, y) && options->residual->dtype == CS_DTYPE_F32));
+    if (!compute->fault && y->rows > 0)
+        compute->backend->convolve(compute, y, x, convolution, options);
+}
+
+void cs_op_zero(cs_compute *compute, const cs_tensor *y)
+{
+    size_t element = cs_dtype_size_bytes(y->dtype);
     if (!compute->fault)
-        compute->backend->col2im(compute, y, x, kernel, stride, pad);
+        compute->backend->zero(compute, y->data, (size_t)y->cols * element,
+                               (size_t)y->stride * element, y->rows);
 }
 
 void cs_op_blend(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b)
@@ -380,7 +414,7 @@ void cs_op_snake(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                  const cs_tensor *alpha, const cs_tensor *inverse_beta,
                  const float filter[CS_SNAKE_TAPS])
 {
-    g_assert(same_shape(y, x) && y->dtype == CS_DTYPE_F32 && x->dtype == CS_DTYPE_F32);
+    g_assert(same_shape(y, x) && is_float(y) && x->dtype == CS_DTYPE_F32);
     g_assert(alpha->cols == x->cols && inverse_beta->cols == x->cols && y->data != x->data);
     if (!compute->fault && x->rows > 0)
         compute->backend->snake(compute, y, x, alpha, inverse_beta, filter);

@@ -87,6 +87,21 @@ const cs_weight *cs_parameters_gated(cs_parameters *parameters, cs_dtype dtype, 
                                      const cs_weight_part *gate, const cs_weight_part *up,
                                      GError **error);
 
+/* Weights and bias of a one-dimensional convolution, packed for the device. */
+typedef struct cs_convolution cs_convolution;
+
+typedef struct {
+    int64_t outputs, inputs, kernel;
+} cs_convolution_shape;
+
+/* values [outputs, kernel, inputs] and bias [outputs] (NULL: none) in host memory, to be stored as
+ * `dtype` (f32 or bf16). NULL when there is no memory. */
+const cs_convolution *cs_parameters_convolution(cs_parameters *parameters, cs_dtype dtype,
+                                                const cs_convolution_shape *shape,
+                                                const float *values, const float *bias,
+                                                GError **error);
+cs_convolution_shape cs_convolution_shape_of(const cs_convolution *convolution);
+
 /* A small f32 tensor (bias, norm weight, table) on the device. data NULL when there is no memory.
  */
 cs_tensor cs_parameters_tensor(cs_parameters *parameters, const void *data, cs_dtype from,
@@ -155,11 +170,22 @@ void cs_op_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table,
 void cs_op_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
                   int32_t stride, int32_t pad, int32_t dilation);
 
-/* The reverse: y [n_out, channels], where row i of x [n, kernel * channels] is added to y rows
- * i * stride - pad + j for j < kernel; what falls outside is dropped. With cs_op_linear before it,
- * a transposed one-dimensional convolution. */
-void cs_op_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
-                  int32_t stride, int32_t pad);
+typedef struct {
+    int32_t dilation;
+    const cs_tensor *residual; /* [n, outputs], may be y; NULL: none */
+    float scale;               /* 0: 1 */
+    bool accumulate;           /* y += instead of y = */
+} cs_convolve_options;
+
+/* y[i] = scale * (residual[i] + bias + sum over j < kernel of W_j x[i + j * dilation]). x, in the
+ * weights' input dtype, has at least (kernel - 1) * dilation rows more than y, so that zeros around
+ * a signal are its owner's to put there. bf16 rows need zeros up to a multiple of 32 columns behind
+ * them, as cs_compute_scratch has them. */
+void cs_op_convolve(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                    const cs_convolution *convolution, const cs_convolve_options *options);
+
+/* y = 0. */
+void cs_op_zero(cs_compute *compute, const cs_tensor *y);
 
 /* y = a y + b x. Where a is 0, y's contents do not matter. */
 void cs_op_blend(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b);
@@ -186,7 +212,7 @@ void cs_op_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *x
 /* BigVGAN's anti-aliased activation (Lee et al. 2022) along rows: x at twice the rate through
  * `filter`, then x + inverse_beta * sin(alpha x)^2 in each column, then back to x's rate through
  * the filter. Beyond its ends x, and what is made of it, goes on with its first and last row.
- * alpha, inverse_beta [1, cols]; filter in host memory. */
+ * alpha, inverse_beta [1, cols]; filter in host memory; y f32 or bf16. */
 void cs_op_snake(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                  const cs_tensor *alpha, const cs_tensor *inverse_beta,
                  const float filter[CS_SNAKE_TAPS]);

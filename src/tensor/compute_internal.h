@@ -26,6 +26,11 @@ typedef struct {
                              const cs_weight_part *parts, bool gated, GError **error);
     void (*weight_free)(cs_weight *weight);
     size_t (*weight_bytes)(const cs_weight *weight);
+    cs_convolution *(*convolution_new)(cs_compute *compute, cs_dtype dtype,
+                                       const cs_convolution_shape *shape, const float *values,
+                                       const float *bias, GError **error);
+    void (*convolution_free)(cs_convolution *convolution);
+    size_t (*convolution_bytes)(const cs_convolution *convolution);
     bool host_tables; /* gather reads host memory */
 
     void (*linear)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
@@ -41,14 +46,14 @@ typedef struct {
     void (*rope)(cs_compute *compute, const cs_tensor *x, const cs_tensor *table, int64_t head_dim);
     void (*im2col)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
                    int32_t stride, int32_t pad, int32_t dilation);
-    void (*col2im)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
-                   int32_t stride, int32_t pad);
     void (*blend)(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b);
     void (*modulated_norm)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                            const cs_tensor *scale, const cs_tensor *shift,
                            const cs_segments *segments, float epsilon);
     void (*add_gated)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                       const cs_tensor *gate, const cs_segments *segments);
+    void (*convolve)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                     const cs_convolution *convolution, const cs_convolve_options *options);
     void (*snake)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                   const cs_tensor *alpha, const cs_tensor *inverse_beta, const float *filter);
     void (*mean_rows)(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t n);

@@ -576,35 +576,10 @@ static void test_attention_blocks(const void *data)
 
 /* ---- convolutions, modulations, the vocoder's activation ---- */
 
-static void test_convolutions(const void *data)
+static void test_columns(const void *data)
 {
     const fixture *f = data;
     enum { ROWS = 29, C = 5 };
-    static const int32_t shapes[][3] = {/* kernel, stride, pad */
-                                        {3, 1, 1},
-                                        {7, 3, 2},
-                                        {11, 5, 3},
-                                        {4, 2, 1},
-                                        {2, 5, 0}};
-    for (size_t s = 0; s < G_N_ELEMENTS(shapes); s++) {
-        int32_t kernel = shapes[s][0], stride = shapes[s][1], pad = shapes[s][2];
-        int64_t n = (ROWS - 1) * stride - 2 * pad + kernel;
-        g_autofree float *x = random_floats(ROWS * kernel * C);
-        g_autofree double *expected = g_new0(double, n *C);
-        for (int64_t i = 0; i < ROWS; i++)
-            for (int64_t j = 0; j < kernel; j++)
-                for (int64_t c = 0; c < C; c++) {
-                    int64_t row = i * stride - pad + j;
-                    if (row >= 0 && row < n)
-                        expected[row * C + c] += x[(i * kernel + j) * C + c];
-                }
-        cs_tensor tx = upload(f->c, x, ROWS, kernel * C),
-                  ty = cs_compute_scratch(f->c, CS_DTYPE_F32, n, C);
-        cs_op_col2im(f->c, &ty, &tx, kernel, stride, pad);
-        g_autofree float *y = download(f->c, &ty);
-        g_assert_cmpfloat(error_of(n * C, y, expected), <, LIMIT_F32);
-        cs_compute_release(f->c, 0);
-    }
     g_autofree float *x = random_floats(ROWS * C);
     cs_tensor tx = upload(f->c, x, ROWS, C),
               columns = cs_compute_scratch(f->c, CS_DTYPE_F32, ROWS, 3 * C);
@@ -614,6 +589,102 @@ static void test_convolutions(const void *data)
         int64_t source = i / (3 * C) - 5 + i % (3 * C) / C * 5;
         g_assert_cmpfloat(y[i], ==, source < 0 || source >= ROWS ? 0.0f : x[source * C + i % C]);
     }
+    cs_compute_release(f->c, 0);
+}
+
+typedef struct {
+    int64_t rows, inputs, outputs;
+    int32_t kernel, dilation;
+} convolution_case;
+
+/* scale (sum + bias + residual), and on top of it what stood there with accumulate. */
+static double *convolve_slowly(const convolution_case *c, const float *x, const float *w,
+                               const float *bias, const float *old, const float *residual,
+                               const cs_convolve_options *options)
+{
+    double *y = g_new(double, c->rows * c->outputs);
+    for (int64_t i = 0; i < c->rows * c->outputs; i++) {
+        int64_t row = i / c->outputs, o = i % c->outputs;
+        double sum = bias[o] + (options->residual ? residual[i] : 0);
+        for (int64_t k = 0; k < c->kernel; k++)
+            sum += dot(c->inputs, x + (row + k * c->dilation) * c->inputs,
+                       w + (o * c->kernel + k) * c->inputs);
+        y[i] =
+            (options->scale != 0 ? options->scale : 1) * sum + (options->accumulate ? old[i] : 0);
+    }
+    return y;
+}
+
+/* In place over its residual and onto every second row, of all rows and of the first few. */
+static void check_convolve(const fixture *f, const convolution_case *c, bool residual,
+                           cs_convolve_options options)
+{
+    int64_t span = c->rows + (c->kernel - 1) * c->dilation,
+            n_w = c->outputs * c->kernel * c->inputs;
+    int64_t n_y = c->rows * c->outputs;
+    g_autofree float *x = random_floats(span * c->inputs), *w = random_floats(n_w);
+    g_autofree float *bias = random_floats(c->outputs), *old = random_floats(n_y);
+    if (f->dtype == CS_DTYPE_BF16) {
+        round_all(span * c->inputs, x);
+        round_all(n_w, w);
+    }
+    cs_parameters *p = cs_parameters_new(f->c);
+    const cs_convolution *weights = cs_parameters_convolution(
+        p, f->dtype, &(cs_convolution_shape){c->outputs, c->inputs, c->kernel}, w, bias, NULL);
+    cs_dtype dtype = cs_compute_input_dtype(f->c, f->dtype);
+    cs_tensor raw = upload(f->c, x, span, c->inputs),
+              tx = cs_compute_scratch(f->c, dtype, span, c->inputs);
+    cs_op_copy(f->c, &tx, &raw);
+    cs_tensor ty = upload(f->c, old, c->rows, c->outputs);
+    cs_tensor sparse = cs_compute_scratch(f->c, CS_DTYPE_F32, 2 * c->rows, c->outputs);
+    sparse.rows = c->rows;
+    sparse.stride *= 2;
+    cs_op_copy(f->c, &sparse, &ty);
+    options.dilation = c->dilation;
+    options.residual = residual ? &sparse : NULL;
+    g_autofree double *expected = convolve_slowly(c, x, w, bias, old, old, &options);
+    cs_op_convolve(f->c, &sparse, &tx, weights, &options);
+    g_autofree float *all = download(f->c, &sparse);
+    g_assert_cmpfloat(error_of(n_y, all, expected), <,
+                      f->dtype == CS_DTYPE_BF16 ? LIMIT_BF16_SUM : LIMIT_F32);
+
+    int64_t few = (c->rows + 2) / 3;
+    cs_tensor part = cs_tensor_rows(&ty, 0, few);
+    options.residual = residual ? &part : NULL;
+    cs_op_convolve(f->c, &part, &tx, weights, &options);
+    g_autofree float *first = download(f->c, &part);
+    g_assert_cmpmem(first, (size_t)(few * c->outputs) * sizeof *first, all,
+                    (size_t)(few * c->outputs) * sizeof *first);
+    cs_parameters_free(p);
+    cs_compute_release(f->c, 0);
+}
+
+static void test_convolutions(const void *data)
+{
+    static const convolution_case cases[] = {
+        {1, 1, 1, 1, 1},    {5, 3, 16, 3, 1},    {16, 24, 24, 7, 3},   {20, 33, 17, 11, 5},
+        {33, 64, 48, 3, 5}, {47, 80, 40, 7, 1},  {100, 96, 96, 11, 5}, {1100, 24, 24, 3, 1},
+        {700, 7, 1, 7, 1},  {64, 32, 130, 2, 1},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        check_convolve(data, &cases[i], false, (cs_convolve_options){0});
+        check_convolve(data, &cases[i], true, (cs_convolve_options){0});
+        check_convolve(data, &cases[i], true,
+                       (cs_convolve_options){.scale = 0.25f, .accumulate = true});
+    }
+}
+
+/* Zeros where told, and nowhere else. */
+static void test_zero(const void *data)
+{
+    const fixture *f = data;
+    enum { ROWS = 6, C = 5 };
+    g_autofree float *x = random_floats(ROWS * C);
+    cs_tensor t = upload(f->c, x, ROWS, C), middle = cs_tensor_rows(&t, 2, 3);
+    cs_op_zero(f->c, &middle);
+    g_autofree float *y = download(f->c, &t);
+    for (int i = 0; i < ROWS * C; i++)
+        g_assert_cmpfloat(y[i], ==, i / C >= 2 && i / C < 5 ? 0.0f : x[i]);
     cs_compute_release(f->c, 0);
 }
 
@@ -717,6 +788,12 @@ static void test_snake(const void *data)
         /* Arguments up to 100 carry rounding of their own into the sine. */
         g_assert_cmpfloat(error_of(n * c, y, expected), <, 10 * LIMIT_F32);
 
+        cs_tensor half = cs_compute_scratch(f->c, CS_DTYPE_BF16, n, c);
+        cs_op_snake(f->c, &half, &tx, &ta, &ti, filter);
+        g_autofree float *rounded = download(f->c, &half);
+        for (int64_t i = 0; i < n * c; i++)
+            g_assert_cmpfloat(rounded[i], ==, round_bf16(y[i]));
+
         /* Without room behind the rows. */
         g_autofree float *dense = g_new(float, n *c);
         cs_tensor plain = cs_tensor_view(dense, CS_DTYPE_F32, n, c);
@@ -752,7 +829,9 @@ int main(int argc, char **argv)
                  {"attention_segments", test_attention_segments},
                  {"attention_blocks", test_attention_blocks},
                  {"attention_paged", test_attention_paged},
+                 {"columns", test_columns},
                  {"convolutions", test_convolutions},
+                 {"zero", test_zero},
                  {"modulations", test_modulations},
                  {"snake", test_snake}};
     static fixture fixtures[G_N_ELEMENTS(isas) * 2];

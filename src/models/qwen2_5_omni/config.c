@@ -241,7 +241,7 @@ static void read_vocoder(cs_json_reader *r, cs_qwen2_5_omni_vocoder_config *c)
                       c->n_stages, c->n_blocks, c->channels);
         return;
     }
-    cs_json_ints(r, "upsample_rates", 1, 64, c->rates, (size_t)c->n_stages);
+    cs_json_ints(r, "upsample_rates", 1, CS_VOCODER_MAX_RATE, c->rates, (size_t)c->n_stages);
     cs_json_ints(r, "upsample_kernel_sizes", 1, 256, c->rate_kernels, (size_t)c->n_stages);
     for (int64_t i = 0; i < c->n_stages && !r->error; i++)
         if (c->rate_kernels[i] < c->rates[i] || (c->rate_kernels[i] - c->rates[i]) % 2 != 0)

@@ -91,6 +91,7 @@ typedef struct {
 
 #define CS_VOCODER_MAX_STAGES 8
 #define CS_VOCODER_MAX_BLOCKS 4
+#define CS_VOCODER_MAX_RATE 64
 #define CS_VOCODER_DILATIONS 3
 
 /* BigVGAN: mel frames to samples. */

@@ -1,16 +1,17 @@
 #include "models/qwen2_5_omni/vocoder.h"
 
+#include "base/error.h"
+
 #include <math.h>
 
 enum {
     OUTER_KERNEL = 7, /* of the first and the last convolution */
-    TILE_ROWS = 1024, /* of a convolution's columns, so that they stay in the caches */
 };
 
 typedef struct {
-    const cs_weight *weight; /* [outputs, kernel * inputs] */
-    cs_tensor bias;          /* data NULL: none */
-    int32_t kernel, dilation;
+    const cs_convolution *weights;
+    int32_t pad; /* rows of x before the first row of y that it reads */
+    int32_t dilation;
 } convolution;
 
 typedef struct {
@@ -23,8 +24,7 @@ typedef struct {
 } residual_block;
 
 typedef struct {
-    const cs_weight *up; /* [kernel * outputs, inputs] */
-    cs_tensor up_bias;
+    convolution up[CS_VOCODER_MAX_RATE]; /* for each of the rows that one row becomes */
     residual_block blocks[CS_VOCODER_MAX_BLOCKS];
 } stage;
 
@@ -74,15 +74,49 @@ static void make_filter(float filter[CS_SNAKE_TAPS])
 
 /* ---- Loading ---- */
 
+/* Packs values [outputs, kernel, inputs]. */
+static convolution pack(cs_loader *loader, const cs_convolution_shape *shape, const float *values,
+                        const float *bias)
+{
+    convolution c = {.dilation = 1};
+    if (!loader->error)
+        c.weights = cs_parameters_convolution(loader->parameters, loader->dtype, shape, values,
+                                              bias, &loader->error);
+    return c;
+}
+
+/* Weights of a checkpoint [outer, inner, kernel] as [outer, kernel, inner]. */
+static float *load_moved(cs_loader *loader, const char *scope, int64_t outer, int64_t inner,
+                         int64_t kernel)
+{
+    g_autofree float *values =
+        cs_load_values(loader, scope, "weight", 3, (const int64_t[]){outer, inner, kernel});
+    g_autofree float *moved = values ? g_try_new(float, outer *inner *kernel) : NULL;
+    if (!values)
+        return NULL;
+    if (!moved) {
+        cs_fail(&loader->error, CS_ERROR_FAILED, "no memory for %" G_GINT64_FORMAT " weights",
+                outer * inner * kernel);
+        return NULL;
+    }
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t i = 0; i < inner; i++)
+            for (int64_t k = 0; k < kernel; k++)
+                moved[(o * kernel + k) * inner + i] = values[(o * inner + i) * kernel + k];
+    return g_steal_pointer(&moved);
+}
+
 static convolution load_convolution(cs_loader *loader, const char *scope, const char *name,
-                                    int64_t outputs, int64_t inputs, int64_t kernel,
-                                    int64_t dilation, bool bias)
+                                    const cs_convolution_shape *shape, int32_t dilation, bool bias)
 {
     g_autofree char *full = g_strconcat(scope, ".", name, NULL);
-    convolution c = {.kernel = (int32_t)kernel, .dilation = (int32_t)dilation};
-    c.weight = cs_load_convolution(loader, full, "weight", outputs, inputs, kernel);
-    if (bias)
-        c.bias = cs_load_vector(loader, full, "bias", outputs);
+    g_autofree float *values =
+        load_moved(loader, full, shape->outputs, shape->inputs, shape->kernel);
+    g_autofree float *biases =
+        bias ? cs_load_values(loader, full, "bias", 1, &shape->outputs) : NULL;
+    convolution c = pack(loader, shape, values, biases);
+    c.pad = (int32_t)(shape->kernel - 1) * dilation / 2;
+    c.dilation = dilation;
     return c;
 }
 
@@ -106,20 +140,36 @@ static activation load_activation(cs_loader *loader, const char *scope, int64_t 
     return a;
 }
 
-/* [inputs, outputs, kernel] as the matrix whose products cs_op_col2im adds up. */
-static const cs_weight *load_transposed(cs_loader *loader, const char *scope, int64_t inputs,
-                                        int64_t outputs, int64_t kernel)
+/* The transposed convolution as one convolution for each of the rows that a row becomes: tap k of
+ * row i adds to row i * rate - pad + k, so that row j * rate + p hears those taps k that differ
+ * from p + pad by multiples of the rate, of the rows j + (p + pad - k) / rate. */
+static void load_transposed(cs_loader *loader, const char *scope, int64_t rate,
+                            const cs_convolution_shape *shape, stage *s)
 {
+    int64_t inputs = shape->inputs, outputs = shape->outputs, kernel = shape->kernel;
+    /* The checkpoint has them [inputs, outputs, kernel]. */
     g_autofree float *values =
         cs_load_values(loader, scope, "weight", 3, (const int64_t[]){inputs, outputs, kernel});
-    g_autofree float *moved = g_try_new(float, inputs *outputs *kernel);
-    if (!values || !moved)
-        return NULL;
-    for (int64_t i = 0; i < inputs; i++)
+    g_autofree float *bias = cs_load_values(loader, scope, "bias", 1, &outputs);
+    g_autofree float *own = values ? g_try_new(float, outputs *kernel *inputs) : NULL;
+    if (!values || !bias)
+        return;
+    if (!own) {
+        cs_fail(&loader->error, CS_ERROR_FAILED, "no memory for %" G_GINT64_FORMAT " weights",
+                outputs * kernel * inputs);
+        return;
+    }
+    for (int64_t p = 0; p < rate; p++) {
+        int64_t at = p + (kernel - rate) / 2, least = at % rate;
+        int64_t taps = (kernel - least + rate - 1) / rate;
         for (int64_t o = 0; o < outputs; o++)
-            for (int64_t k = 0; k < kernel; k++)
-                moved[(k * outputs + o) * inputs + i] = values[(i * outputs + o) * kernel + k];
-    return cs_load_packed(loader, moved, kernel * outputs, inputs);
+            for (int64_t t = 0; t < taps; t++) /* from the row that comes first */
+                for (int64_t i = 0; i < inputs; i++)
+                    own[(o * taps + t) * inputs + i] =
+                        values[(i * outputs + o) * kernel + least + (taps - 1 - t) * rate];
+        s->up[p] = pack(loader, &(cs_convolution_shape){outputs, inputs, taps}, own, bias);
+        s->up[p].pad = (int32_t)(least + (taps - 1) * rate - at) / (int32_t)rate;
+    }
 }
 
 static void load_block(cs_loader *loader, const char *scope, int64_t channels, int64_t kernel,
@@ -130,9 +180,9 @@ static void load_block(cs_loader *loader, const char *scope, int64_t channels, i
         g_autofree char *second = g_strdup_printf("convs2.%d", i);
         g_autofree char *before_first = g_strdup_printf("%s.activations.%d", scope, 2 * i);
         g_autofree char *before_second = g_strdup_printf("%s.activations.%d", scope, 2 * i + 1);
-        b->first[i] =
-            load_convolution(loader, scope, first, channels, channels, kernel, dilations[i], true);
-        b->second[i] = load_convolution(loader, scope, second, channels, channels, kernel, 1, true);
+        const cs_convolution_shape shape = {channels, channels, kernel};
+        b->first[i] = load_convolution(loader, scope, first, &shape, (int32_t)dilations[i], true);
+        b->second[i] = load_convolution(loader, scope, second, &shape, 1, true);
         b->before_first[i] = load_activation(loader, before_first, channels);
         b->before_second[i] = load_activation(loader, before_second, channels);
     }
@@ -144,8 +194,8 @@ static void load_stage(cs_vocoder *v, cs_loader *loader, const char *scope, int6
     stage *s = &v->stages[index];
     int64_t inputs = c->channels >> index, outputs = c->channels >> (index + 1);
     g_autofree char *up = g_strdup_printf("%s.ups.%" G_GINT64_FORMAT ".0", scope, index);
-    s->up = load_transposed(loader, up, inputs, outputs, c->rate_kernels[index]);
-    s->up_bias = cs_load_vector(loader, up, "bias", outputs);
+    load_transposed(loader, up, c->rates[index],
+                    &(cs_convolution_shape){outputs, inputs, c->rate_kernels[index]}, s);
     for (int64_t i = 0; i < c->n_blocks; i++) {
         g_autofree char *block =
             g_strdup_printf("%s.resblocks.%" G_GINT64_FORMAT, scope, index * c->n_blocks + i);
@@ -164,12 +214,14 @@ cs_vocoder *cs_vocoder_load(cs_loader *loader, cs_compute *compute,
     v->config = *config;
     v->input_dtype = cs_compute_input_dtype(compute, loader->dtype);
     v->pre =
-        load_convolution(loader, scope, "conv_pre", c->channels, c->n_mels, OUTER_KERNEL, 1, true);
+        load_convolution(loader, scope, "conv_pre",
+                         &(cs_convolution_shape){c->channels, c->n_mels, OUTER_KERNEL}, 1, true);
     for (int64_t i = 0; i < c->n_stages; i++)
         load_stage(v, loader, scope, i);
     g_autofree char *last = g_strconcat(scope, ".activation_post", NULL);
     v->last = load_activation(loader, last, channels);
-    v->post = load_convolution(loader, scope, "conv_post", 1, channels, OUTER_KERNEL, 1, false);
+    v->post = load_convolution(loader, scope, "conv_post",
+                               &(cs_convolution_shape){1, channels, OUTER_KERNEL}, 1, false);
     make_filter(v->filter);
     return loader->error ? NULL : g_steal_pointer(&v);
 }
@@ -215,25 +267,33 @@ int64_t cs_vocoder_context(const cs_vocoder *vocoder)
 
 /* ---- Running ---- */
 
-/* y = (or +=) the convolution of x, zeros beyond its ends. Tiles of rows, so that columns are few.
- */
-static void convolve(const cs_vocoder *v, const convolution *c, const cs_tensor *y,
-                     const cs_tensor *x, bool accumulate)
+/* Room for the input of convolutions, with zeros before and after its n rows. */
+typedef struct {
+    cs_tensor all; /* [margin + n + margin, cols] */
+    int64_t margin;
+    cs_tensor rows; /* [n, cols] of them */
+} padded;
+
+static padded make_padded(const cs_vocoder *v, int64_t n, int64_t cols, int64_t margin)
 {
-    cs_compute *compute = v->compute;
-    int32_t pad = (c->kernel - 1) * c->dilation / 2;
-    size_t mark = cs_compute_mark(compute);
-    const cs_linear_options options = {.bias = c->bias.data ? &c->bias : NULL,
-                                       .accumulate = accumulate};
-    cs_tensor columns = cs_compute_scratch(compute, v->input_dtype, MIN(TILE_ROWS, x->rows),
-                                           cs_weight_cols(c->weight));
-    for (int64_t row = 0; row < x->rows; row += TILE_ROWS) {
-        int64_t n = MIN(TILE_ROWS, x->rows - row);
-        cs_tensor tile = cs_tensor_rows(&columns, 0, n), to = cs_tensor_rows(y, row, n);
-        cs_op_im2col(compute, &tile, x, c->kernel, 1, pad - (int32_t)row, c->dilation);
-        cs_op_linear(compute, &to, &tile, c->weight, &options);
-    }
-    cs_compute_release(compute, mark);
+    padded p = {.margin = margin};
+    p.all = cs_compute_scratch(v->compute, v->input_dtype, n + 2 * margin, cols);
+    p.rows = cs_tensor_rows(&p.all, margin, n);
+    cs_tensor before = cs_tensor_rows(&p.all, 0, margin),
+              after = cs_tensor_rows(&p.all, margin + n, margin);
+    cs_op_zero(v->compute, &before);
+    cs_op_zero(v->compute, &after);
+    return p;
+}
+
+/* y = the convolution of x, with what options add but its dilation. */
+static void convolve(const cs_vocoder *v, const convolution *c, const cs_tensor *y, const padded *x,
+                     cs_convolve_options options)
+{
+    int64_t from = x->margin - c->pad;
+    cs_tensor rows = cs_tensor_rows(&x->all, from, x->all.rows - from);
+    options.dilation = c->dilation;
+    cs_op_convolve(v->compute, y, &rows, c->weights, &options);
 }
 
 static void activate(const cs_vocoder *v, const activation *a, const cs_tensor *y,
@@ -242,17 +302,29 @@ static void activate(const cs_vocoder *v, const activation *a, const cs_tensor *
     cs_op_snake(v->compute, y, x, &a->alpha, &a->inverse_beta, v->filter);
 }
 
-/* x goes through the block in place. */
-static void run_block(const cs_vocoder *v, const residual_block *b, const cs_tensor *x)
+/* Adds a share of what the block makes of x to y, or with accumulate = false sets y to it. */
+static void run_block(const cs_vocoder *v, const residual_block *b, const cs_tensor *y,
+                      const cs_tensor *x, bool accumulate)
 {
+    const int last = CS_VOCODER_DILATIONS - 1;
     size_t mark = cs_compute_mark(v->compute);
-    cs_tensor active = cs_compute_scratch(v->compute, CS_DTYPE_F32, x->rows, x->cols);
+    int32_t margin = 0;
+    for (int i = 0; i <= last; i++)
+        margin = MAX(margin, MAX(b->first[i].pad, b->second[i].pad));
+    padded active = make_padded(v, x->rows, x->cols, margin);
     cs_tensor inner = cs_compute_scratch(v->compute, CS_DTYPE_F32, x->rows, x->cols);
-    for (int i = 0; i < CS_VOCODER_DILATIONS; i++) {
-        activate(v, &b->before_first[i], &active, x);
-        convolve(v, &b->first[i], &inner, &active, false);
-        activate(v, &b->before_second[i], &active, &inner);
-        convolve(v, &b->second[i], x, &active, true);
+    cs_tensor own = cs_compute_scratch(v->compute, CS_DTYPE_F32, x->rows, x->cols);
+    for (int i = 0; i <= last; i++) {
+        const cs_tensor *from = i == 0 ? x : &own, *to = i == last ? y : &own;
+        cs_convolve_options options = {.residual = from};
+        if (i == last) {
+            options.scale = 1.0f / (float)v->config.n_blocks;
+            options.accumulate = accumulate;
+        }
+        activate(v, &b->before_first[i], &active.rows, from);
+        convolve(v, &b->first[i], &inner, &active, (cs_convolve_options){0});
+        activate(v, &b->before_second[i], &active.rows, &inner);
+        convolve(v, &b->second[i], to, &active, options);
     }
     cs_compute_release(v->compute, mark);
 }
@@ -263,28 +335,33 @@ static void tap(const cs_vocoder *v, int64_t index, int part, const cs_tensor *r
         v->tap(v->tap_user, index, part, rows);
 }
 
+/* Every rate-th row from row `first` on. */
+static cs_tensor every_row(const cs_tensor *t, int64_t first, int64_t rate)
+{
+    cs_tensor rows = cs_tensor_rows(t, first, t->rows / rate);
+    rows.stride *= rate;
+    return rows;
+}
+
 /* y [x.rows * rate, outputs]: the transposed convolution, then the mean of the blocks. */
 static void run_stage(const cs_vocoder *v, int64_t index, const cs_tensor *y, const cs_tensor *x)
 {
     cs_compute *compute = v->compute;
     const stage *s = &v->stages[index];
-    int32_t rate = (int32_t)v->config.rates[index], kernel = (int32_t)v->config.rate_kernels[index];
+    int64_t rate = v->config.rates[index];
     size_t mark = cs_compute_mark(compute);
     cs_tensor up = cs_compute_scratch(compute, CS_DTYPE_F32, y->rows, y->cols);
-    cs_tensor sum = cs_compute_scratch(compute, CS_DTYPE_F32, y->rows, y->cols);
     size_t inner = cs_compute_mark(compute);
-    cs_tensor columns = cs_compute_scratch(compute, CS_DTYPE_F32, x->rows, kernel * y->cols);
-    cs_op_linear(compute, &columns, x, s->up, NULL);
-    cs_op_col2im(compute, &up, &columns, kernel, rate, (kernel - rate) / 2);
-    cs_op_add(compute, &up, &s->up_bias);
+    padded in = make_padded(v, x->rows, x->cols, v->config.rate_kernels[index] / rate + 1);
+    cs_op_copy(compute, &in.rows, x);
+    for (int64_t p = 0; p < rate; p++) {
+        cs_tensor rows = every_row(&up, p, rate);
+        convolve(v, &s->up[p], &rows, &in, (cs_convolve_options){0});
+    }
     cs_compute_release(compute, inner);
     tap(v, index, 0, &up);
-    float share = 1.0f / (float)v->config.n_blocks;
-    for (int64_t i = 0; i < v->config.n_blocks; i++) {
-        cs_op_copy(compute, &sum, &up);
-        run_block(v, &s->blocks[i], &sum);
-        cs_op_blend(compute, y, i == 0 ? 0.0f : 1.0f, &sum, share);
-    }
+    for (int64_t i = 0; i < v->config.n_blocks; i++)
+        run_block(v, &s->blocks[i], y, &up, i > 0);
     tap(v, index, 1, y);
     cs_compute_release(compute, mark);
 }
@@ -309,8 +386,10 @@ bool cs_vocoder_run(cs_vocoder *v, int64_t n_frames, const float *mel, float *sa
         levels[i] = normalise(mel[i]);
     cs_tensor in = cs_compute_scratch(compute, CS_DTYPE_F32, n_frames, c->n_mels);
     cs_tensor x = cs_compute_scratch(compute, CS_DTYPE_F32, n_frames, c->channels);
+    padded first = make_padded(v, n_frames, c->n_mels, v->pre.pad);
     cs_tensor_write(compute, &in, levels);
-    convolve(v, &v->pre, &x, &in, false);
+    cs_op_copy(compute, &first.rows, &in);
+    convolve(v, &v->pre, &x, &first, (cs_convolve_options){0});
     tap(v, -1, 0, &x);
     for (int64_t i = 0; i < c->n_stages; i++) {
         cs_tensor y =
@@ -318,10 +397,10 @@ bool cs_vocoder_run(cs_vocoder *v, int64_t n_frames, const float *mel, float *sa
         run_stage(v, i, &y, &x);
         x = y;
     }
-    cs_tensor active = cs_compute_scratch(compute, CS_DTYPE_F32, x.rows, x.cols);
+    padded active = make_padded(v, x.rows, x.cols, v->post.pad);
     cs_tensor out = cs_compute_scratch(compute, CS_DTYPE_F32, x.rows, 1);
-    activate(v, &v->last, &active, &x);
-    convolve(v, &v->post, &out, &active, false);
+    activate(v, &v->last, &active.rows, &x);
+    convolve(v, &v->post, &out, &active, (cs_convolve_options){0});
     cs_tensor_read(compute, samples, &out);
     bool ok = cs_compute_sync(compute, error);
     cs_compute_release(compute, mark);

@@ -54,7 +54,7 @@ cs_tensor cs_cpu_left_operand(cs_cpu *cpu, const cs_tensor *x, cs_dtype to, int6
 void cs_cpu_pack_pairs(uint32_t *out, const uint32_t *const rows[CS_PANEL], int n_rows,
                        int64_t n_pairs);
 
-/* The operations, one file a group: linear.c, rows.c, snake.c, attention.c. */
+/* The operations, one file a group: linear.c, convolve.c, rows.c, snake.c, attention.c. */
 cs_weight *cs_cpu_weight_new(cs_compute *compute, cs_dtype dtype, int64_t cols, uint32_t n_parts,
                              const cs_weight_part *parts, bool gated, GError **error);
 void cs_cpu_weight_free(cs_weight *weight);
@@ -72,8 +72,6 @@ void cs_cpu_gather(cs_compute *compute, const cs_tensor *y, const cs_tensor *tab
 void cs_cpu_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table, int64_t head_dim);
 void cs_cpu_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
                    int32_t stride, int32_t pad, int32_t dilation);
-void cs_cpu_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
-                   int32_t stride, int32_t pad);
 void cs_cpu_blend(cs_compute *compute, const cs_tensor *y, float a, const cs_tensor *x, float b);
 void cs_cpu_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                            const cs_tensor *scale, const cs_tensor *shift,
@@ -82,6 +80,13 @@ void cs_cpu_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *
                       const cs_tensor *gate, const cs_segments *segments);
 void cs_cpu_snake(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                   const cs_tensor *alpha, const cs_tensor *inverse_beta, const float *filter);
+cs_convolution *cs_cpu_convolution_new(cs_compute *compute, cs_dtype dtype,
+                                       const cs_convolution_shape *shape, const float *values,
+                                       const float *bias, GError **error);
+void cs_cpu_convolution_free(cs_convolution *convolution);
+size_t cs_cpu_convolution_bytes(const cs_convolution *convolution);
+void cs_cpu_convolve(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
+                     const cs_convolution *convolution, const cs_convolve_options *options);
 void cs_cpu_mean_rows(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t n);
 void cs_cpu_attention_segments(cs_compute *compute, const cs_tensor *out, const cs_tensor *q,
                                const cs_tensor *k, const cs_tensor *v,

@@ -31,6 +31,45 @@
 typedef void cs_product(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
                         const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate);
 
+/* Up to 16 columns of the anti-aliased activation of cs_op_snake. */
+typedef struct {
+    const float *x; /* [n_rows, n_columns], x_stride between rows */
+    int64_t n_rows, x_stride;
+    void *y; /* f32 or bf16 */
+    int64_t y_stride;
+    bool to_bf16;
+    int n_columns;
+    const float *turns, *inverse_beta; /* [16]; turns is alpha / pi */
+    const float *even, *odd;           /* [6]: factors of the rows that make u[2t] and u[2t + 1] */
+    const float *down;                 /* [12] */
+} cs_snake_columns;
+
+#define CS_SNAKE_ROWS 128 /* of a call, at most: what is made of them stays in the first cache */
+
+/* Rows [first, end) of y. */
+typedef void cs_snake(const cs_snake_columns *columns, int64_t first, int64_t end);
+
+/* Rows of a convolution by bf16 tiles, see cs_op_convolve: y = (y +) scale (sum + bias + residual)
+ * in the first n_outputs columns of n_panels panels, an even number. Panels as above, the inner
+ * elements in the order [depth / 32][kernel][32]. */
+typedef struct {
+    int64_t rows, kernel, depth; /* depth: inputs, a multiple of 32 */
+    const void *x;               /* [rows + ..., depth], bf16 */
+    int64_t x_stride, tap_stride;
+    const void *weights;
+    size_t panel_bytes;
+    int64_t n_panels, n_outputs;
+    const float *bias;     /* [n_panels * 16] */
+    const float *residual; /* NULL: none */
+    int64_t residual_stride;
+    float scale;
+    bool accumulate;
+    float *y;
+    int64_t y_stride;
+} cs_convolution_block;
+
+typedef void cs_convolve(const cs_convolution_block *block);
+
 typedef struct {
     const char *name;
     bool (*available)(void);
@@ -41,6 +80,8 @@ typedef struct {
     cs_product *product_f32;      /* A f32, B f32 */
     cs_product *product_f32_bf16; /* A f32, B bf16 */
     cs_product *product_bf16;     /* A bf16, B bf16; NULL: no such instruction, A is kept in f32 */
+
+    cs_convolve *convolve_bf16; /* NULL: products do */
 
     /* Called by a thread when it has finished a piece of work with bf16 products; NULL: nothing to
      * do. */
@@ -59,11 +100,7 @@ typedef struct {
     void (*scale)(int64_t n, float *y, float factor);
     void (*blend)(int64_t n, float *y, float a, const float *x, float b);     /* y = a y + b x */
     void (*add_product)(int64_t n, float *y, const float *a, const float *b); /* y += a b */
-    /* y = sum of factors[i] * rows[i] over n_rows rows, in that order; n is a multiple of 16. */
-    void (*weigh_rows)(int64_t n, float *y, int n_rows, const float *factors,
-                       const float *const *rows);
-    /* y += inverse_beta * sin(alpha y)^2; n is a multiple of 16. */
-    void (*snake)(int64_t n, float *y, const float *alpha, const float *inverse_beta);
+    cs_snake *snake;
     void (*gelu)(int64_t n, float *y);      /* x/2 (1 + erf(x / sqrt 2)), in place */
     void (*gelu_tanh)(int64_t n, float *y); /* in place */
     void (*silu)(int64_t n, float *y);      /* in place */

@@ -5,34 +5,12 @@
  * the reference that the others are tested against.
  */
 #include "tensor/cpu/kernels.h"
+#include "tensor/cpu/kernels_vector.h"
 
 #include <math.h>
 #include <string.h>
 
-typedef float v16 __attribute__((vector_size(64)));
-typedef int32_t v16i __attribute__((vector_size(64)));
-typedef uint16_t v16h __attribute__((vector_size(32)));
-/* The same without a promise of alignment. */
-typedef float v16u __attribute__((vector_size(64), aligned(4)));
-typedef int32_t v16iu __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t v16hu __attribute__((vector_size(32), aligned(2)));
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE v16 load(const float *p)
-{
-    return *(const v16u *)p;
-}
-
-INLINE void store(float *p, v16 v)
-{
-    *(v16u *)p = v;
-}
-
-INLINE v16 splat(float x)
-{
-    return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
-}
+cs_snake CS_JOIN(cs_snake_, CS_ISA);
 
 /* Loads the first n < 16 elements, zeros behind. */
 INLINE v16 load_n(const float *p, int64_t n)
@@ -45,11 +23,6 @@ INLINE v16 load_n(const float *p, int64_t n)
 INLINE void store_n(float *p, v16 v, int64_t n)
 {
     memcpy(p, &v, (size_t)n * sizeof *p);
-}
-
-INLINE v16 choose(v16i mask, v16 a, v16 b)
-{
-    return (v16)((mask & (v16i)a) | (~mask & (v16i)b));
 }
 
 INLINE float sum(v16 v)
@@ -99,26 +72,6 @@ INLINE v16 verf(v16 x)
     p = p * t + splat(0.254829592f);
     v16 y = splat(1.0f) - p * t * vexp(-a * a);
     return (v16)((v16i)y | ((v16i)x & (int32_t)0x80000000));
-}
-
-/* sin x or -sin x, to about 1e-7 absolute for |x| < 1e4: x = n pi + r, |r| <= pi / 2, with pi in
- * three parts whose products with n are exact, then Taylor to degree 13. Beyond, the error grows
- * with the spacing of floats. */
-INLINE v16 vsin_turned(v16 x)
-{
-    const v16 magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    v16 n = (x * splat(0.31830989f) + magic) - magic;
-    v16 r = x - n * splat(3.140625f);
-    r = r - n * splat(9.67502593994140625e-4f);
-    r = r - n * splat(1.50995798e-7f);
-    v16 q = r * r;
-    v16 p = splat(1.0f / 6227020800.0f);
-    p = p * q + splat(-1.0f / 39916800.0f);
-    p = p * q + splat(1.0f / 362880.0f);
-    p = p * q + splat(-1.0f / 5040.0f);
-    p = p * q + splat(1.0f / 120.0f);
-    p = p * q + splat(-1.0f / 6.0f);
-    return r + r * q * p;
 }
 
 INLINE v16 vsilu(v16 x)
@@ -338,34 +291,13 @@ static void modulated_norm(int64_t n, float *y, const float *x, const float *sca
     }
 }
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-
-/* The conversion instruction rounds to nearest even too; it takes subnormals for zero, as the
- * products do. */
 static void to_bf16(int64_t n, uint16_t *y, const float *x)
 {
-    FOR_EACH_16(n, i,
-                _mm256_storeu_si256((__m256i *)(y + i),
-                                    (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i))),
-                {
-                    v16h part = (v16h)_mm512_cvtneps_pbh((__m512)load_n(x + i, n - i));
-                    memcpy(y + i, &part, (size_t)(n - i) * sizeof *y);
-                });
+    FOR_EACH_16(n, i, *(v16hu *)(y + i) = narrow(load(x + i)), {
+        v16h part = narrow(load_n(x + i, n - i));
+        memcpy(y + i, &part, (size_t)(n - i) * sizeof *y);
+    });
 }
-#else
-static void to_bf16(int64_t n, uint16_t *y, const float *x)
-{
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        /* Round to nearest even; a NaN keeps its upper half and stays quiet. */
-        uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
-        uint32_t nan = (bits & 0x7fffffff) > 0x7f800000;
-        y[i] = (uint16_t)((nan ? bits | 0x400000 : rounded) >> 16);
-    }
-}
-#endif
 
 static void from_bf16(int64_t n, float *y, const uint16_t *x)
 {
@@ -421,26 +353,6 @@ static void add_product(int64_t n, float *y, const float *a, const float *b)
     FOR_EACH_16(
         n, i, store(y + i, load(y + i) + load(a + i) * load(b + i)),
         store_n(y + i, load_n(y + i, n - i) + load_n(a + i, n - i) * load_n(b + i, n - i), n - i));
-}
-
-static void weigh_rows(int64_t n, float *y, int n_rows, const float *factors,
-                       const float *const *rows)
-{
-    for (int64_t i = 0; i < n; i += 16) {
-        v16 total = splat(factors[0]) * load(rows[0] + i);
-        for (int r = 1; r < n_rows; r++)
-            total += splat(factors[r]) * load(rows[r] + i);
-        store(y + i, total);
-    }
-}
-
-static void snake(int64_t n, float *y, const float *alpha, const float *inverse_beta)
-{
-    for (int64_t i = 0; i < n; i += 16) {
-        v16 x = load(y + i);
-        v16 s = vsin_turned(x * load(alpha + i));
-        store(y + i, x + load(inverse_beta + i) * s * s);
-    }
 }
 
 static void gelu(int64_t n, float *y)
@@ -523,6 +435,12 @@ void CS_LEAVE(void);
 #define CS_LEAVE NULL
 #endif
 
+#ifdef CS_CONVOLVE_BF16
+cs_convolve CS_CONVOLVE_BF16;
+#else
+#define CS_CONVOLVE_BF16 NULL
+#endif
+
 bool CS_AVAILABLE(void);
 
 const cs_kernels TABLE_NAME(CS_ISA) = {
@@ -532,6 +450,7 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .product_f32 = product_f32,
     .product_f32_bf16 = product_f32_bf16,
     .product_bf16 = PRODUCT_BF16,
+    .convolve_bf16 = CS_CONVOLVE_BF16,
     .leave = CS_LEAVE,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
@@ -543,8 +462,7 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .scale = scale,
     .blend = blend,
     .add_product = add_product,
-    .weigh_rows = weigh_rows,
-    .snake = snake,
+    .snake = CS_JOIN(cs_snake_, CS_ISA),
     .gelu = gelu,
     .gelu_tanh = gelu_tanh,
     .silu = silu,

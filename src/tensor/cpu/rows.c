@@ -197,25 +197,6 @@ void cs_cpu_im2col(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, 
     run_rows(compute, &job, im2col_row);
 }
 
-/* Gathers what falls on one row, so that threads never write the same one. */
-static void col2im_row(const void *data, int64_t row, float *scratch)
-{
-    const rows_job *job = data;
-    int64_t channels = job->y->cols, at = row + job->pad;
-    float *y = f32_row(job->y, row);
-    memset(y, 0, (size_t)channels * sizeof *y);
-    int64_t first = MAX(0, (at - job->kernel + job->stride) / job->stride);
-    for (int64_t i = first; i < job->x->rows && i * job->stride <= at; i++)
-        job->cpu->kernels->add(channels, y, f32_row(job->x, i) + (at - i * job->stride) * channels);
-}
-
-void cs_cpu_col2im(cs_compute *compute, const cs_tensor *y, const cs_tensor *x, int32_t kernel,
-                   int32_t stride, int32_t pad)
-{
-    rows_job job = {.y = y, .x = x, .kernel = kernel, .stride = stride, .pad = pad};
-    run_rows(compute, &job, col2im_row);
-}
-
 static void blend_row(const void *data, int64_t row, float *scratch)
 {
     const rows_job *job = data;
