@@ -27,7 +27,6 @@ struct cs_generator_request {
     bool last;
     bool closed; /* last was handed to the component */
     uint64_t credit;
-    uint64_t skip;  /* samples that are still to be left out */
     GError *ending; /* why it ends before its time */
     bool done;
     /* The engine thread's. */
@@ -83,8 +82,8 @@ cs_generator_request *cs_generator_engine_submit(cs_generator_engine *engine,
                                                  const cs_generator_sink *sink, void *user,
                                                  GError **error)
 {
-    cs_generation *generation =
-        engine->generator->ops->open(engine->generator, options->voice, options->seed, error);
+    cs_generation *generation = engine->generator->ops->open(
+        engine->generator, options->voice, options->seed, options->first_sample, error);
     if (!generation)
         return NULL;
     cs_generator_request *r = g_new0(cs_generator_request, 1);
@@ -93,8 +92,10 @@ cs_generator_request *cs_generator_engine_submit(cs_generator_engine *engine,
     r->sink = *sink;
     r->user = user;
     r->pending = g_array_new(FALSE, FALSE, sizeof(int32_t));
-    r->credit = options->credit_samples ? options->credit_samples : UINT64_MAX;
-    r->skip = options->skip_samples;
+    r->credit = !options->credit_samples ? UINT64_MAX
+                : options->credit_samples > options->first_sample
+                    ? options->credit_samples - options->first_sample
+                    : 0;
     r->generation = generation;
     g_mutex_lock(&r->hub->lock);
     bool accepted = engine->requests->len < engine->max_requests;
@@ -251,16 +252,12 @@ static uint64_t hand_out(cs_generator_engine *e, cs_generator_request *r)
             break;
         if (r->credit != UINT64_MAX)
             r->credit -= n;
-        total += n;
-        uint32_t skipped = (uint32_t)MIN(r->skip, n);
-        r->skip -= skipped;
-        if (skipped == n)
-            continue;
         r->first_out_us = r->first_out_us ? r->first_out_us : cs_now_us();
-        r->n_out += n - skipped;
-        e->stats.samples += n - skipped;
+        r->n_out += n;
+        total += n;
+        e->stats.samples += n;
         g_mutex_unlock(&e->hub->lock);
-        r->sink.on_samples(r->user, n - skipped, samples + skipped);
+        r->sink.on_samples(r->user, n, samples);
         g_mutex_lock(&e->hub->lock);
     }
     return total;

@@ -48,8 +48,8 @@ typedef struct {
     const char *voice;
     uint64_t seed;
     uint64_t credit_samples; /* that may be handed out before cs_generator_request_allow; 0: all */
-    uint64_t skip_samples;   /* the first so many are not handed out: the client had them from a
-                                stream that was lost. They count against the credit */
+    uint64_t first_sample;   /* those before it were made elsewhere, by a stream that was lost. They
+                                count against the credit */
 } cs_generator_request_options;
 
 /* Fails at once, with no sink call: CS_ERROR_NOT_FOUND (voice), CS_ERROR_BUSY (too many). The

@@ -15,10 +15,11 @@ typedef struct cs_generator cs_generator;
 typedef struct cs_generation cs_generation;
 
 typedef struct {
-    /* A stream in this voice; equal seeds give equal samples. CS_ERROR_NOT_FOUND with the voices
-     * that there are. Only this may be called from any thread. */
+    /* A stream in this voice, of which the samples from first_sample on are wanted; equal seeds
+     * give equal samples. CS_ERROR_NOT_FOUND with the voices that there are. Only this may be
+     * called from any thread. */
     cs_generation *(*open)(cs_generator *generator, const char *voice, uint64_t seed,
-                           GError **error);
+                           uint64_t first_sample, GError **error);
     void (*close)(cs_generation *generation); /* accepts NULL */
 
     /* More codes, in order; `last`: none will follow. Nothing is taken on failure. */

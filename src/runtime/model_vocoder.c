@@ -1,6 +1,6 @@
 /* A stream of codes to sound:  Speech, codes as they come -> generator engine -> samples.
  *
- * Samples that the client has heard already are made again and not handed out. */
+ * Samples that the client has heard already are left out. */
 #include "base/error.h"
 #include "runtime/model_internal.h"
 
@@ -90,7 +90,7 @@ static bool start(vocoder_job *j, const Cornserve__Wire__Speech *speech, GError 
     const cs_generator_request_options options = {.voice = speech->voice,
                                                   .seed = speech->seed,
                                                   .credit_samples = job->allowed_units,
-                                                  .skip_samples = job->seen_units};
+                                                  .first_sample = job->seen_units};
     j->request = cs_generator_engine_submit(j->base.owner->vocoder, &options, &sink, j, error);
     return j->request != NULL;
 }

@@ -123,6 +123,37 @@ static void test_company(void)
     g_assert_cmpmem(alone->data, alone->len * sizeof(float), out->data, out->len * sizeof(float));
 }
 
+/* A stream begun in the middle has every bit of what is behind, and computes little of what is
+ * before. */
+static void test_begun_again(void)
+{
+    enum { N_LONG = 4 * N };
+    static const uint64_t firsts[] = {1, 500, 4800, 20000, 33333, 49439, 49440};
+    int64_t per_code = cs_token2wav_samples_per_code(token2wav);
+    g_autoptr(GArray) whole = g_array_new(FALSE, FALSE, sizeof(float));
+    uint32_t n_steps[G_N_ELEMENTS(firsts) + 1] = {0};
+    for (size_t i = 0; i <= G_N_ELEMENTS(firsts); i++) {
+        uint64_t first = i > 0 ? firsts[i - 1] : 0;
+        g_autoptr(cs_token2wav_stream) s =
+            open_stream("Ethan", &(cs_token2wav_options){.seed = 5, .first_sample = first});
+        g_autoptr(GArray) out = g_array_new(FALSE, FALSE, sizeof(float));
+        for (int k = 0; k < 4; k++) {
+            push(s, N, codes, k == 3);
+            for (; cs_token2wav_stream_ready(s); n_steps[i]++) {
+                step(1, &s);
+                drain(s, out);
+            }
+        }
+        g_assert_true(cs_token2wav_stream_finished(s));
+        if (i == 0)
+            g_array_append_vals(whole, out->data, out->len);
+        g_assert_cmpmem(&g_array_index(whole, float, first), (N_LONG * per_code - first) * 4,
+                        out->data, out->len * sizeof(float));
+    }
+    g_assert_cmpuint(n_steps[1], ==, n_steps[0]);
+    g_assert_cmpuint(2 * n_steps[6], <, n_steps[0]);
+}
+
 static void test_rest(void)
 {
     g_autoptr(cs_token2wav_stream) s =
@@ -190,6 +221,7 @@ int main(int argc, char **argv)
     g_test_add_func("/token2wav/chunks", test_chunks);
     g_test_add_func("/token2wav/bar_bites", test_bar_bites);
     g_test_add_func("/token2wav/company", test_company);
+    g_test_add_func("/token2wav/begun_again", test_begun_again);
     g_test_add_func("/token2wav/rest", test_rest);
     g_test_add_func("/token2wav/refused", test_refused);
     int result = g_test_run();

@@ -20,11 +20,12 @@ struct cs_generation {
     fake *owner;
     GArray *codes, *samples;
     guint n_spoken, n_read;
+    uint64_t n_unwanted; /* samples that are left out */
     bool closed;
 };
 
 static cs_generation *fake_open(cs_generator *generator, const char *voice, uint64_t seed,
-                                GError **error)
+                                uint64_t first_sample, GError **error)
 {
     if (strcmp(voice, "a") != 0) {
         cs_fail(error, CS_ERROR_NOT_FOUND, "voice \"%s\": there is a", voice);
@@ -32,6 +33,7 @@ static cs_generation *fake_open(cs_generator *generator, const char *voice, uint
     }
     cs_generation *g = g_new0(cs_generation, 1);
     g->owner = (fake *)generator;
+    g->n_unwanted = first_sample;
     g->codes = g_array_new(FALSE, FALSE, sizeof(int32_t));
     g->samples = g_array_new(FALSE, FALSE, sizeof(float));
     g_atomic_int_inc(&g->owner->n_open);
@@ -88,7 +90,10 @@ static bool fake_step(cs_generator *generator, uint32_t n, cs_generation *const 
         if (code == FATAL_CODE)
             return cs_fail(error, CS_ERROR_FAILED, "out of breath");
         for (int j = 0; j < PER_CODE; j++)
-            g_array_append_val(g->samples, sample);
+            if (g->n_unwanted > 0)
+                g->n_unwanted--;
+            else
+                g_array_append_val(g->samples, sample);
         g->n_spoken++;
     }
     return true;
@@ -232,6 +237,40 @@ static void test_streams(void)
     cs_generator_engine_free(e);
     g_assert_cmpint(f.max_batch_seen, <=, BATCH);
     g_assert_cmpint(f.freed, ==, 1);
+}
+
+/* A stream that takes another's place: what came before counts against the credit. */
+static void test_begun_again(void)
+{
+    enum { CODES = 20, FIRST = 24 };
+    fake f = make_fake();
+    cs_generator_engine *e = start(&f, 0);
+    listener l;
+    int32_t codes[CODES];
+    for (int i = 0; i < CODES; i++)
+        codes[i] = i;
+    for (uint64_t credit = FIRST - 4; credit <= FIRST + 4; credit += 4) {
+        g_autoptr(GError) error = NULL;
+        listener_init(&l);
+        const cs_generator_request_options options = {
+            .voice = "a", .credit_samples = credit, .first_sample = FIRST};
+        cs_generator_request *r = cs_generator_engine_submit(e, &options, &sink, &l, &error);
+        g_assert_no_error(error);
+        cs_generator_request_push(r, CODES, codes, true);
+        if (credit > FIRST)
+            await(&l, (guint)(credit - FIRST));
+        else
+            g_usleep(20000); /* nothing may come */
+        g_mutex_lock(&l.lock);
+        g_assert_cmpuint(l.samples->len, ==, credit > FIRST ? credit - FIRST : 0);
+        g_mutex_unlock(&l.lock);
+        cs_generator_request_allow(r, CODES * PER_CODE);
+        await(&l, 0);
+        check_samples(&l, FIRST / PER_CODE, CODES - FIRST / PER_CODE);
+        cs_generator_request_release(r);
+        listener_clear(&l);
+    }
+    cs_generator_engine_free(e);
 }
 
 /* No more than the credit comes; the stream rests, another goes on. */
@@ -386,6 +425,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/engine/generator/streams", test_streams);
+    g_test_add_func("/engine/generator/begun_again", test_begun_again);
     g_test_add_func("/engine/generator/credit", test_credit);
     g_test_add_func("/engine/generator/endings", test_endings);
     g_test_add_func("/engine/generator/refused", test_refused);

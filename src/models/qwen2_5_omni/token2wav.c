@@ -27,7 +27,7 @@ struct cs_token2wav_stream {
     int64_t window_code;          /* first code of the window */
     int64_t window_end;           /* and the one behind its last */
     cs_dit_window *window;
-    GArray *mel;      /* float, all frames so far */
+    GArray *mel;      /* float, all frames so far; zeros where none were wanted */
     int64_t n_voiced; /* frames that became samples */
     GArray *samples;  /* float, made and not dropped */
     guint n_read;     /* of them */
@@ -151,7 +151,7 @@ cs_token2wav_stream *cs_token2wav_stream_new(cs_token2wav *t, const char *voice,
     set_defaults(&s->options);
     s->end_code = s->options.first_chunk_blocks * block_codes(t);
     s->codes = g_array_new(FALSE, FALSE, sizeof(int32_t));
-    s->mel = g_array_new(FALSE, FALSE, sizeof(float));
+    s->mel = g_array_new(FALSE, TRUE, sizeof(float));
     s->samples = g_array_new(FALSE, FALSE, sizeof(float));
     return s;
 }
@@ -165,6 +165,64 @@ void cs_token2wav_stream_free(cs_token2wav_stream *stream)
     g_array_unref(stream->mel);
     g_array_unref(stream->samples);
     g_free(stream);
+}
+
+/* Codes that the window of the present chunk ends with, out of those that have come. */
+static int64_t window_end(const cs_token2wav_stream *s)
+{
+    int64_t end = s->end_code + s->options.blocks_after * block_codes(s->owner);
+    return MIN(end, (int64_t)s->codes->len);
+}
+
+static bool enough_codes(const cs_token2wav_stream *s)
+{
+    int64_t wanted = s->end_code + s->options.blocks_after * block_codes(s->owner);
+    return s->closed || (!s->options.whole && s->codes->len >= wanted);
+}
+
+/* Chunks grow from the first: what has been heard so far lasts while the next is made. */
+static void next_chunk(cs_token2wav_stream *s, int64_t end)
+{
+    int64_t most = s->options.chunk_blocks * block_codes(s->owner);
+    s->end_code = end + MIN(most, 2 * (s->end_code - s->first_code));
+    s->first_code = end;
+}
+
+/* Whether no sample that is wanted depends on the chunk's frames: the vocoder begins at most a
+ * chunk and what lies ahead of it before the first one, and looks back from there. */
+static bool is_past(const cs_token2wav_stream *s)
+{
+    const cs_token2wav *t = s->owner;
+    int64_t repeats = t->config.dit.repeats;
+    int64_t slack = (s->options.chunk_blocks + s->options.blocks_after) * block_codes(t) * repeats +
+                    2 * cs_vocoder_context(t->vocoder);
+    int64_t first =
+        (int64_t)(s->options.first_sample / (uint64_t)cs_vocoder_samples_per_frame(t->vocoder));
+    return !s->options.whole && s->end_code * repeats + slack <= first &&
+           s->end_code <= s->codes->len;
+}
+
+/* Frames that can be voiced of n_frames that are final and n_ahead behind them. */
+static int64_t voiced_end(const cs_token2wav_stream *s, int64_t n_frames, int64_t n_ahead)
+{
+    int64_t all = s->codes->len * s->owner->config.dit.repeats;
+    if (n_ahead == 0 && s->closed && n_frames == all)
+        return n_frames;
+    int64_t end = MIN(n_frames, n_frames + n_ahead - cs_vocoder_context(s->owner->vocoder));
+    return MAX(s->n_voiced, end);
+}
+
+/* Goes on to the first chunk that matters. */
+static void skip_past(cs_token2wav_stream *s)
+{
+    const cs_qwen2_5_omni_dit_config *c = &s->owner->config.dit;
+    while (!s->window && s->first_code < s->codes->len && enough_codes(s) && is_past(s)) {
+        int64_t n_frames = s->end_code * c->repeats;
+        int64_t n_ahead = (window_end(s) - s->end_code) * c->repeats;
+        s->n_voiced = voiced_end(s, n_frames, n_ahead);
+        g_array_set_size(s->mel, (guint)(n_frames * c->n_mels));
+        next_chunk(s, s->end_code);
+    }
 }
 
 bool cs_token2wav_stream_push(cs_token2wav_stream *stream, uint32_t n, const int32_t *codes,
@@ -181,25 +239,13 @@ bool cs_token2wav_stream_push(cs_token2wav_stream *stream, uint32_t n, const int
                            codes[i], stream->owner->config.dit.n_codes);
     g_array_append_vals(stream->codes, codes, n);
     stream->closed = last;
+    skip_past(stream);
     return true;
 }
 
 uint32_t cs_token2wav_stream_unread(const cs_token2wav_stream *stream)
 {
     return stream->samples->len - stream->n_read;
-}
-
-/* Codes that the window of the present chunk ends with, out of those that have come. */
-static int64_t window_end(const cs_token2wav_stream *s)
-{
-    int64_t end = s->end_code + s->options.blocks_after * block_codes(s->owner);
-    return MIN(end, (int64_t)s->codes->len);
-}
-
-static bool enough_codes(const cs_token2wav_stream *s)
-{
-    int64_t wanted = s->end_code + s->options.blocks_after * block_codes(s->owner);
-    return s->closed || (!s->options.whole && s->codes->len >= wanted);
 }
 
 bool cs_token2wav_stream_finished(const cs_token2wav_stream *s)
@@ -239,10 +285,12 @@ static bool voice(cs_token2wav_stream *s, int64_t n_ahead, const float *ahead, G
     const cs_token2wav *t = s->owner;
     int64_t n_mels = t->config.dit.n_mels, context = cs_vocoder_context(t->vocoder);
     int64_t n_frames = s->mel->len / n_mels, rate = cs_vocoder_samples_per_frame(t->vocoder);
-    bool last = n_ahead == 0 && s->closed && n_frames == s->codes->len * t->config.dit.repeats;
-    int64_t end = last ? n_frames : MIN(n_frames, n_frames + n_ahead - context);
-    if (end <= s->n_voiced)
+    int64_t end = voiced_end(s, n_frames, n_ahead);
+    int64_t wanted = MAX((int64_t)s->options.first_sample, s->n_voiced * rate);
+    if (end * rate <= wanted) {
+        s->n_voiced = end;
         return true;
+    }
     int64_t first = MAX(0, s->n_voiced - context), n_own = n_frames - first;
     int64_t n = n_own + MIN(n_ahead, context);
     g_autofree float *mel = g_try_new(float, n *n_mels);
@@ -255,8 +303,7 @@ static bool voice(cs_token2wav_stream *s, int64_t n_ahead, const float *ahead, G
         memcpy(mel + n_own * n_mels, ahead, sizeof(*mel) * (n - n_own) * n_mels);
     if (!cs_vocoder_run(t->vocoder, n, mel, made, error))
         return false;
-    g_array_append_vals(s->samples, made + (s->n_voiced - first) * rate,
-                        (guint)((end - s->n_voiced) * rate));
+    g_array_append_vals(s->samples, made + (wanted - first * rate), (guint)(end * rate - wanted));
     s->n_voiced = end;
     return true;
 }
@@ -276,10 +323,7 @@ static bool finish_window(cs_token2wav_stream *s, GError **error)
         return false;
     }
     g_clear_pointer(&s->window, cs_dit_window_free);
-    /* Chunks grow from the first: what has been heard so far lasts while the next is made. */
-    int64_t most = s->options.chunk_blocks * block_codes(s->owner);
-    s->end_code = end + MIN(most, 2 * (s->end_code - s->first_code));
-    s->first_code = end;
+    next_chunk(s, end);
     return true;
 }
 
@@ -328,9 +372,9 @@ cs_generator *cs_token2wav_generator(cs_token2wav *token2wav)
 }
 
 static cs_generation *generator_open(cs_generator *generator, const char *voice, uint64_t seed,
-                                     GError **error)
+                                     uint64_t first_sample, GError **error)
 {
-    const cs_token2wav_options options = {.seed = seed};
+    const cs_token2wav_options options = {.seed = seed, .first_sample = first_sample};
     return (cs_generation *)cs_token2wav_stream_new((cs_token2wav *)generator, voice, &options,
                                                     error);
 }

@@ -46,6 +46,9 @@ typedef struct {
     bool whole;                  /* one window over all codes, as the reference does */
     /* Unread samples at which a stream rests (a slow client); 0: 10 seconds. */
     uint32_t max_unread_samples;
+    /* Samples before this one were made elsewhere; the stream begins with it, and computes of what
+     * is before only what it depends on. Not with `whole`. */
+    uint64_t first_sample;
 } cs_token2wav_options;
 
 /* A stream in this voice. CS_ERROR_NOT_FOUND with the voices that there are. */
