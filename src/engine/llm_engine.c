@@ -62,6 +62,9 @@ static void handle(cs_llm_engine *engine, const llm_message *message)
     case MESSAGE_KV:
         accept_kv(engine, message);
         break;
+    case MESSAGE_HOLD:
+        message->request->held = message->hold;
+        break;
     case MESSAGE_FAIL:
         llm_end_request(engine, message->request, message->error);
         break;
@@ -303,6 +306,11 @@ void cs_llm_request_provide(cs_llm_request *request, uint32_t item, cs_shared_te
 void cs_llm_request_provide_kv(cs_llm_request *request, cs_shared_tensor *blocks)
 {
     post(request, (llm_message){.kind = MESSAGE_KV, .rows = cs_shared_tensor_ref(blocks)});
+}
+
+void cs_llm_request_hold(cs_llm_request *request, bool hold)
+{
+    post(request, (llm_message){.kind = MESSAGE_HOLD, .hold = hold});
 }
 
 void cs_llm_request_fail(cs_llm_request *request, const GError *error)

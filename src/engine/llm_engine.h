@@ -161,6 +161,9 @@ void cs_llm_request_provide(cs_llm_request *request, uint32_t item, cs_shared_te
 /* The next KV blocks of the prompt, u8 [n, kv_block_bytes] in order, from an engine over the same
  * checkpoint, dtype and kind of device; takes a reference. What does not fit fails the request. */
 void cs_llm_request_provide_kv(cs_llm_request *request, cs_shared_tensor *blocks);
+/* While it is held a request keeps what it has and gets no further: who reads its tokens is slow.
+ */
+void cs_llm_request_hold(cs_llm_request *request, bool hold);
 /* An item will not come: the request ends with this error. */
 void cs_llm_request_fail(cs_llm_request *request, const GError *error);
 /* The request ends within one step; on_done comes with CS_ERROR_CANCELLED unless it was done. */

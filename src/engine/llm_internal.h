@@ -106,6 +106,7 @@ struct cs_llm_request {
     bool admitted;           /* has been running: cached_tokens is known */
     bool forked;
     bool done;
+    bool held;
     uint32_t n_exported;   /* blocks of the prompt handed out */
     bool import_kv;        /* false again when the prompt can be computed instead */
     uint32_t n_kv_arrived; /* blocks in kv */
@@ -157,6 +158,7 @@ typedef enum {
     MESSAGE_SUBMIT,
     MESSAGE_ROWS,
     MESSAGE_KV,
+    MESSAGE_HOLD,
     MESSAGE_FAIL,
     MESSAGE_CANCEL
 } message_kind;
@@ -168,7 +170,7 @@ struct llm_message {
     cs_llm_request *request; /* a reference */
     uint32_t item;
     cs_shared_tensor *rows;
-    bool last;
+    bool last, hold;
     GError *error;
 };
 

@@ -500,14 +500,15 @@ bool llm_sequence_row_is_ready(const llm_sequence *sequence, uint32_t row)
 {
     const cs_llm_request *request = sequence->request;
     uint32_t item, source_row, n_run;
-    return !llm_request_source(request, row, 1, &item, &source_row, &n_run) ||
-           source_row < request->items[item].n_arrived;
+    return !request->held && (!llm_request_source(request, row, 1, &item, &source_row, &n_run) ||
+                              source_row < request->items[item].n_arrived);
 }
 
 uint32_t llm_sequence_ready_rows(const llm_sequence *sequence, uint32_t limit)
 {
     const cs_llm_request *request = sequence->request;
-    const uint32_t todo = MIN(limit, llm_sequence_rows(sequence) - sequence->n_past);
+    const uint32_t todo =
+        request->held ? 0 : MIN(limit, llm_sequence_rows(sequence) - sequence->n_past);
     uint32_t ready = 0;
     while (ready < todo) {
         uint32_t item, source_row, n_run;

@@ -317,8 +317,10 @@ static bool start_vocoder(model *m, const configuration *c, GError **error)
         m->checkpoint->speech ? g_steal_pointer(&m->checkpoint->speech->token2wav) : NULL;
     if (!token2wav)
         return true;
+    cs_generator *generator = cs_token2wav_generator(token2wav);
+    m->samples_per_code = generator->samples_per_code;
     m->vocoder = cs_generator_engine_new(
-        cs_token2wav_generator(token2wav),
+        generator,
         &(cs_generator_engine_options){
             .name = "vocoder", .max_requests = c->max_queued, .turn = m->turn},
         error);

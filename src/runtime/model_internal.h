@@ -53,9 +53,10 @@ struct model {
     cs_llm_engine *talker;                        /* NULL: not hosted */
     GArray *bans;                                 /* the talker's, cs_token_bias */
     cs_generator_engine *vocoder;                 /* NULL: not hosted */
-    GHashTable *jobs;                             /* set of model_job * */
-    GHashTable *handovers;                        /* model_stream.c */
-    GHashTable *later;                            /* set of model_job *; posted if not empty */
+    uint32_t samples_per_code;
+    GHashTable *jobs;      /* set of model_job * */
+    GHashTable *handovers; /* model_stream.c */
+    GHashTable *later;     /* set of model_job *; posted if not empty */
 
     pthread_mutex_t lock;
     GPtrArray *news; /* lock: model_job * */
@@ -82,9 +83,8 @@ void model_poll_all(void *user);
 GHashTable *model_handovers_new(void);
 void model_handovers_enter(model *m, const cs_job *job);
 void model_handovers_leave(model *m, const cs_job *job, bool failed);
-void model_handover_put(model_job *producer, uint32_t output, cs_shared_tensor *tensor);
-/* Borrowed; NULL: not there yet. */
-cs_shared_tensor *model_handover_look(model_job *consumer, uint32_t input, uint64_t index);
+/* The one tensor of an input that is no stream. Borrowed; NULL: not there yet. */
+cs_shared_tensor *model_handover_look(model_job *consumer, uint32_t input);
 
 /* --- streamed outputs ---
  *
@@ -98,13 +98,15 @@ typedef struct {
 } model_outbox;
 
 void model_outbox_init(model_outbox *box, uint32_t output);
+/* At most n_chunks that were sent lie unread: then flush has no room. */
+void model_outbox_limit(model_job *producer, const model_outbox *box, uint32_t n_chunks);
 void model_outbox_clear(model_outbox *box);
 bool model_outbox_is_empty(const model_outbox *box);
 void model_stream_put(model_job *producer, model_outbox *box, cs_shared_tensor *chunk);
 void model_outbox_ripen(model_outbox *box);
 /* True when all is out. False without an error: the doorbell rings when there is room. */
 bool model_outbox_flush(model_job *producer, model_outbox *box, GError **error);
-/* Sends at once, to the sidecar or here. */
+/* Sends at once, to the sidecar or here. False without an error: there is no room now. */
 bool model_output_send(model_job *producer, uint32_t output, cs_shared_tensor *tensor,
                        GError **error);
 

@@ -146,7 +146,7 @@ static cs_shared_tensor *take_embeddings(llm_job *j, uint32_t input, GError **er
 {
     cs_job *job = j->base.job;
     if (job->inputs[input].local) {
-        cs_shared_tensor *tensor = model_handover_look(&j->base, input, 0);
+        cs_shared_tensor *tensor = model_handover_look(&j->base, input);
         return tensor ? cs_shared_tensor_ref(tensor) : NULL;
     }
     cs_chunk chunk;

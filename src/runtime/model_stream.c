@@ -13,7 +13,9 @@ typedef struct {
 } handover_key;
 
 typedef struct {
-    GPtrArray *tensors; /* cs_shared_tensor *, all so far */
+    GPtrArray *tensors; /* cs_shared_tensor *, all so far; NULL where all have been taken */
+    guint n_taken;      /* of a stream */
+    uint32_t limit;     /* of those not taken; 0: any */
     bool produced;      /* the producer's job has ended */
     bool complete;      /* and without an error */
     int left; /* consumers whose jobs have not ended; below 0: the producer is yet to come */
@@ -33,7 +35,7 @@ static gboolean equal_keys(const void *a, const void *b)
 
 static void unref_tensor(void *tensor)
 {
-    cs_shared_tensor_unref(tensor);
+    cs_shared_tensor_unref(tensor); /* accepts NULL */
 }
 
 static void free_handover(void *data)
@@ -60,31 +62,41 @@ static handover *get_handover(model *m, uint64_t request, uint32_t stream)
     return h;
 }
 
-static void wake_consumers(model *m)
+static void wake_jobs(model *m)
 {
     cs_loop_post(cs_executor_loop(m->host), model_poll_all, m);
 }
 
-void model_handover_put(model_job *producer, uint32_t output, cs_shared_tensor *tensor)
+/* False: who reads it is slow. */
+static bool put_handover(model_job *producer, uint32_t output, cs_shared_tensor *tensor)
 {
     const cs_job *job = producer->job;
     handover *h = get_handover(producer->owner, job->request, job->outputs[output].stream);
+    if (h->limit > 0 && h->tensors->len - h->n_taken >= h->limit)
+        return false;
     g_ptr_array_add(h->tensors, cs_shared_tensor_ref(tensor));
-    wake_consumers(producer->owner);
+    wake_jobs(producer->owner);
+    return true;
 }
 
-cs_shared_tensor *model_handover_look(model_job *consumer, uint32_t input, uint64_t index)
+cs_shared_tensor *model_handover_look(model_job *consumer, uint32_t input)
 {
     const cs_job *job = consumer->job;
     const handover *h = get_handover(consumer->owner, job->request, job->inputs[input].stream);
-    return index < h->tensors->len ? h->tensors->pdata[index] : NULL;
+    return h->tensors->len > 0 ? h->tensors->pdata[0] : NULL;
 }
 
-static bool handover_is_over(model_job *consumer, uint32_t input, uint64_t index)
+/* The next of a stream, whose only consumer this is; with the reference. */
+static cs_receive take_handover(model_job *consumer, uint32_t input, cs_shared_tensor **tensor)
 {
     const cs_job *job = consumer->job;
-    const handover *h = get_handover(consumer->owner, job->request, job->inputs[input].stream);
-    return h->complete && index >= h->tensors->len;
+    handover *h = get_handover(consumer->owner, job->request, job->inputs[input].stream);
+    if (h->n_taken == h->tensors->len)
+        return h->complete ? CS_RECEIVE_END : CS_RECEIVE_AGAIN;
+    *tensor = g_steal_pointer(&h->tensors->pdata[h->n_taken++]);
+    if (h->limit > 0)
+        wake_jobs(consumer->owner);
+    return CS_RECEIVE_CHUNK;
 }
 
 void model_handovers_enter(model *m, const cs_job *job)
@@ -117,7 +129,7 @@ void model_handovers_leave(model *m, const cs_job *job, bool failed)
         handover *h = get_handover(m, job->request, job->outputs[i].stream);
         h->produced = true;
         h->complete = !failed; /* else the gateway cancels who waits for it */
-        wake_consumers(m);
+        wake_jobs(m);
         drop_handover(m, job->request, job->outputs[i].stream);
     }
 }
@@ -129,6 +141,16 @@ void model_outbox_init(model_outbox *box, uint32_t output)
     *box = (model_outbox){.output = output};
     g_queue_init(&box->fresh);
     g_queue_init(&box->ripe);
+}
+
+void model_outbox_limit(model_job *producer, const model_outbox *box, uint32_t n_chunks)
+{
+    const cs_job *job = producer->job;
+    const cs_job_output *o = &job->outputs[box->output];
+    if (o->sender)
+        cs_sender_limit(o->sender, n_chunks);
+    else if (o->n_local > 0)
+        get_handover(producer->owner, job->request, o->stream)->limit = n_chunks;
 }
 
 void model_outbox_clear(model_outbox *box)
@@ -175,11 +197,9 @@ bool model_output_send(model_job *producer, uint32_t output, cs_shared_tensor *t
                        GError **error)
 {
     const cs_job_output *o = &producer->job->outputs[output];
-    if (o->sender && !send_tensor(o->sender, tensor, error))
-        return false;
     if (o->n_local > 0)
-        model_handover_put(producer, output, tensor);
-    return true;
+        return put_handover(producer, output, tensor);
+    return !o->sender || send_tensor(o->sender, tensor, error);
 }
 
 bool model_outbox_flush(model_job *producer, model_outbox *box, GError **error)
@@ -239,14 +259,8 @@ cs_receive model_stream_next(model_job *consumer, uint32_t input, uint64_t *n_ta
 {
     cs_job *job = consumer->job;
     cs_chunk chunk;
-    if (job->inputs[input].local) {
-        if (handover_is_over(consumer, input, *n_taken))
-            return CS_RECEIVE_END;
-        cs_shared_tensor *next = model_handover_look(consumer, input, *n_taken);
-        *tensor = next ? cs_shared_tensor_ref(next) : NULL;
-        *n_taken += next != NULL;
-        return next ? CS_RECEIVE_CHUNK : CS_RECEIVE_AGAIN;
-    }
+    if (job->inputs[input].local)
+        return take_handover(consumer, input, tensor);
     cs_receiver *receiver = job->inputs[input].receiver;
     cs_receive got = cs_receiver_get(receiver, *n_taken, 0, &chunk, error);
     if (got != CS_RECEIVE_CHUNK)

@@ -1,12 +1,15 @@
 /* A request in the talker's engine:  Speech, rows as they come -> engine -> codes, Tokens of them.
  *
  * Codes are told to the gateway as Tokens, so that a talker that takes its place goes on from them,
- * and a round later they go to the vocoder. */
+ * and a round later they go to the vocoder. When that has many to read the talker stands still. */
 #include "base/error.h"
 #include "runtime/model_internal.h"
 #include "runtime/model_tokens.h"
 
 #include <string.h>
+
+/* Chunks of codes, mostly of one each, that the vocoder may leave unread. */
+#define UNREAD_CHUNKS 256
 
 typedef struct {
     model_job base;
@@ -21,6 +24,7 @@ typedef struct {
     uint64_t n_taken; /* chunks of rows */
     bool heard_all;
     model_outbox codes;
+    bool held;
 
     /* Under the model's lock. */
     GByteArray *pending; /* Tokens, packed */
@@ -121,6 +125,13 @@ static bool tell_codes(talker_job *j, GError **error)
     return put_codes(j, fresh->len, (const int32_t *)(const void *)fresh->data, error);
 }
 
+static void hold(talker_job *j, bool held)
+{
+    if (j->request && held != j->held)
+        cs_llm_request_hold(j->request, held);
+    j->held = held;
+}
+
 static void look(talker_job *j)
 {
     model *m = j->base.owner;
@@ -132,6 +143,7 @@ static void look(talker_job *j)
         error = g_steal_pointer(&j->error);
     pthread_mutex_unlock(&m->lock);
     bool sent = error || (tell_codes(j, &error) && model_outbox_flush(&j->base, &j->codes, &error));
+    hold(j, j->codes.ripe.length > 0);
     if (!error && ended)
         cs_talk_is_cut(n_codes, length, &error);
     if (ended && (sent || error)) {
@@ -296,6 +308,7 @@ model_job *model_talker_job_new(model *m, cs_job *job, GError **error)
     j->base = (model_job){.owner = m, .job = job, .ops = &ops};
     j->input = input;
     model_outbox_init(&j->codes, j->output);
+    model_outbox_limit(&j->base, &j->codes, UNREAD_CHUNKS);
     j->seen = g_array_new(FALSE, FALSE, sizeof(int32_t));
     j->pending = g_byte_array_new();
     j->fresh = g_array_new(FALSE, FALSE, sizeof(int32_t));

@@ -4,15 +4,20 @@
 #include "base/error.h"
 #include "runtime/model_internal.h"
 
+/* Codes that are not heard yet: with more the rest stays with the talker. */
+#define BACKLOG_CODES 1024
+
 typedef struct {
     model_job base;
     uint32_t input;                /* `codes` */
     cs_generator_request *request; /* NULL: not begun */
     uint64_t n_taken;              /* chunks of codes */
     bool closed;                   /* no more codes, or none that count */
+    uint64_t n_codes;              /* taken */
 
     /* Under the model's lock. */
-    GArray *samples; /* float, new ones */
+    GArray *samples;    /* float, new ones */
+    uint64_t n_samples; /* of the stream, those before it began counted */
     bool ended;
     GError *error;
 } vocoder_job;
@@ -25,6 +30,7 @@ static void on_samples(void *user, uint32_t n, const float *samples)
     model *m = j->base.owner;
     pthread_mutex_lock(&m->lock);
     g_array_append_vals(j->samples, samples, n);
+    j->n_samples += n;
     model_list(&j->base);
     pthread_mutex_unlock(&m->lock);
     model_post(m);
@@ -44,9 +50,18 @@ static void on_done(void *user, const GError *error)
 
 /* --- going on --- */
 
+static bool has_room(vocoder_job *j)
+{
+    model *m = j->base.owner;
+    pthread_mutex_lock(&m->lock);
+    uint64_t heard = j->n_samples / m->samples_per_code;
+    pthread_mutex_unlock(&m->lock);
+    return j->n_codes < heard + BACKLOG_CODES;
+}
+
 static void poll_codes(vocoder_job *j)
 {
-    while (j->request && !j->closed) {
+    while (j->request && !j->closed && has_room(j)) {
         g_autoptr(GError) error = NULL;
         g_autoptr(cs_shared_tensor) codes = NULL;
         cs_receive got =
@@ -54,12 +69,13 @@ static void poll_codes(vocoder_job *j)
         if (got == CS_RECEIVE_AGAIN)
             return;
         j->closed = got != CS_RECEIVE_CHUNK;
+        uint32_t n = codes ? (uint32_t)(codes->t.rows * codes->t.cols) : 0;
+        j->n_codes += n;
         if (got == CS_RECEIVE_ERROR)
             cs_generator_request_fail(j->request, error);
         else
-            cs_generator_request_push(j->request,
-                                      codes ? (uint32_t)(codes->t.rows * codes->t.cols) : 0,
-                                      codes ? codes->t.data : NULL, got == CS_RECEIVE_END);
+            cs_generator_request_push(j->request, n, codes ? codes->t.data : NULL,
+                                      got == CS_RECEIVE_END);
     }
 }
 
@@ -81,6 +97,8 @@ static void look(vocoder_job *j)
                           samples->len);
     if (ended)
         model_finish(&j->base, error);
+    else
+        poll_codes(j);
 }
 
 static bool start(vocoder_job *j, const Cornserve__Wire__Speech *speech, GError **error)
@@ -91,6 +109,7 @@ static bool start(vocoder_job *j, const Cornserve__Wire__Speech *speech, GError 
                                                   .seed = speech->seed,
                                                   .credit_samples = job->allowed_units,
                                                   .first_sample = job->seen_units};
+    j->n_samples = job->seen_units;
     j->request = cs_generator_engine_submit(j->base.owner->vocoder, &options, &sink, j, error);
     return j->request != NULL;
 }

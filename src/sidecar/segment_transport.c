@@ -12,6 +12,7 @@ typedef struct {
     segment *s;
     uint32_t stream, generation;
     uint32_t writing; /* chunk of the last alloc, or SEG_NONE */
+    uint32_t limit;   /* unreleased chunks; 0: any */
 } seg_sender;
 
 typedef struct {
@@ -115,6 +116,11 @@ static cs_sender *sender_open(cs_sidecar *sidecar, uint64_t request, uint32_t id
     return (cs_sender *)sender;
 }
 
+static void limit(cs_sender *sender, uint32_t n_chunks)
+{
+    ((seg_sender *)sender)->limit = n_chunks;
+}
+
 /* Under the lock: the sender's stream, if it and its request still live and it is not finished. */
 static seg_stream *sending(seg_sender *sender, GError **error)
 {
@@ -163,6 +169,12 @@ static alloc_result try_alloc(seg_sender *sender, uint64_t size_bytes, bool borr
                 " bytes of its quota of %" G_GUINT64_FORMAT ", no room for %" G_GUINT64_FORMAT
                 " more",
                 st->id, r->used_bytes, r->quota_bytes, charge);
+        return ALLOC_WAIT;
+    }
+    if (sender->limit > 0 && st->head != SEG_NONE &&
+        st->published - s->chunks[st->head].sequence >= sender->limit) {
+        cs_fail(why, CS_ERROR_BUSY, "stream %u: %u chunks have not been read", st->id,
+                sender->limit);
         return ALLOC_WAIT;
     }
     *chunk = seg_chunk_take(s, sender->stream, size_bytes, borrowed);
@@ -567,10 +579,11 @@ static bool check(cs_sidecar *sidecar, GError **error)
 
 #define SEG_TRANSPORT_COMMON                                                                       \
     .close = seg_close, .request_begin = request_begin, .request_end = request_end,                \
-    .sender_open = sender_open, .alloc = alloc, .put = put, .end = end, .fail = fail,              \
-    .sender_close = sender_close, .receiver_open = receiver_open, .get = get, .release = release,  \
-    .published = published, .receiver_close = receiver_close, .doorbell = doorbell,                \
-    .wait = wait_doorbell, .ring = ring, .reap = reap, .get_stats = get_stats, .check = check
+    .sender_open = sender_open, .limit = limit, .alloc = alloc, .put = put, .end = end,            \
+    .fail = fail, .sender_close = sender_close, .receiver_open = receiver_open, .get = get,        \
+    .release = release, .published = published, .receiver_close = receiver_close,                  \
+    .doorbell = doorbell, .wait = wait_doorbell, .ring = ring, .reap = reap,                       \
+    .get_stats = get_stats, .check = check
 
 const cs_transport seg_transport_local = {
     .name = "in-process", .put_bytes = put_bytes_local, SEG_TRANSPORT_COMMON};

@@ -75,6 +75,11 @@ bool cs_sender_put(cs_sender *sender, const cs_chunk_desc *desc, GError **error)
     return sender->transport->put(sender, desc, error);
 }
 
+void cs_sender_limit(cs_sender *sender, uint32_t n_chunks)
+{
+    sender->transport->limit(sender, n_chunks);
+}
+
 bool cs_sender_put_bytes(cs_sender *sender, GBytes *bytes, const cs_chunk_desc *desc,
                          int64_t timeout_us, GError **error)
 {

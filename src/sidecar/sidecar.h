@@ -116,6 +116,9 @@ typedef struct {
 cs_sender *cs_sender_open(cs_sidecar *sidecar, uint64_t request, uint32_t stream,
                           cs_sender_options options, GError **error);
 
+/* From now on at most n_chunks of the stream lie unreleased: an allocation beyond that waits as for
+ * memory. For streams of small chunks, whose consumer is to slow the producer down. 0: any. */
+void cs_sender_limit(cs_sender *sender, uint32_t n_chunks);
 /* Memory for the next chunk, 64-byte aligned, to be filled and put. One at a time. CS_ERROR_BUSY
  * when quota or pool did not give it within the timeout, CS_ERROR_TOO_LARGE if they never can,
  * CS_ERROR_CANCELLED when the request has ended. */

@@ -16,6 +16,7 @@ typedef struct {
 
     cs_sender *(*sender_open)(cs_sidecar *, uint64_t request, uint32_t stream, cs_sender_options,
                               GError **);
+    void (*limit)(cs_sender *, uint32_t n_chunks);
     bool (*alloc)(cs_sender *, size_t size_bytes, int64_t timeout_us, cs_chunk *, GError **);
     bool (*put)(cs_sender *, const cs_chunk_desc *, GError **);
     /* NULL where nothing is gained over alloc, copy, put */

@@ -454,6 +454,33 @@ static void test_items_that_do_not_fit(void)
 
 /* ---- Ends before the end ---- */
 
+/* A request that is held gets no further, the others do; it goes on where it was, also when it had
+ * to give its place away. */
+static void test_held(void)
+{
+    for (uint32_t places = 1; places <= 2; places++) {
+        fixture f = {.options = {.max_sequences = places}};
+        start(&f, 64);
+        g_autoptr(llm_case) c = solved(llm_case_new(1, 20, 2000));
+        g_autoptr(llm_case) other = solved(llm_case_new(2, 10, 30));
+        g_autoptr(llm_client) client = begin(&f, c);
+        llm_client_wait_tokens(client, 3);
+        cs_llm_request_hold(client->request, true);
+        run(&f, other); /* by its end the message was read */
+        gint rows = g_atomic_int_get(&f.control.n_rows);
+        wait_rows(&f, rows);
+        g_assert_false(client->done);
+        cs_llm_request_hold(client->request, false);
+        llm_client_wait(client);
+        llm_client_check(client);
+        g_autoptr(llm_client) cancelled = begin(&f, c);
+        cs_llm_request_hold(cancelled->request, true);
+        cs_llm_request_cancel(cancelled->request);
+        assert_ends_with(cancelled, CS_ERROR_CANCELLED, "cancelled");
+        stop(&f);
+    }
+}
+
 static void test_cancel_within_a_step(void)
 {
     fixture f = {0};
@@ -922,6 +949,7 @@ int main(int argc, char **argv)
     g_test_add_func("/llm/reply-item", test_reply_item);
     g_test_add_func("/llm/item-fails", test_item_fails);
     g_test_add_func("/llm/items-that-do-not-fit", test_items_that_do_not_fit);
+    g_test_add_func("/llm/held", test_held);
     g_test_add_func("/llm/cancel-within-a-step", test_cancel_within_a_step);
     g_test_add_func("/llm/cancel-in-every-state", test_cancel_in_every_state);
     g_test_add_func("/llm/engine-ends-with-requests", test_engine_ends_with_requests);

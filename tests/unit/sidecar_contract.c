@@ -315,6 +315,37 @@ static void test_quota(const void *t)
     cs_sidecar_close(s);
 }
 
+/* A consumer that is slow to release holds up its producer, whatever memory there is. */
+static void test_limit(const void *t)
+{
+    cs_sidecar *s = open_small(t);
+    g_autoptr(GError) error = NULL;
+    begin(s, 1);
+    cs_sender *sender = send_to(s, 1, 1, 1);
+    cs_receiver *r = receive_from(s, 1, 1, 0);
+    cs_chunk chunk;
+    cs_sender_limit(sender, 3);
+    for (uint64_t i = 0; i < 10; i++) {
+        if (i >= 3) {
+            uint32_t seen = cs_sidecar_doorbell(s);
+            g_assert_false(cs_sender_alloc(sender, 1, 0, &chunk, &error));
+            assert_code(&error, CS_ERROR_BUSY);
+            cs_receiver_release(r, i - 3);
+            g_assert_cmpuint(cs_sidecar_doorbell(s), !=, seen);
+        }
+        g_assert_true(cs_sender_alloc(sender, 1, 0, &chunk, &error));
+        g_assert_true(cs_sender_put(sender, NULL, &error));
+    }
+    cs_sender_limit(sender, 0);
+    g_assert_true(cs_sender_alloc(sender, 1, 0, &chunk, &error));
+    g_assert_true(cs_sender_put(sender, NULL, &error));
+    cs_sender_close(sender);
+    cs_receiver_close(r);
+    cs_sidecar_request_end(s, 1);
+    assert_empty(s);
+    cs_sidecar_close(s);
+}
+
 static void test_pool_full(const void *t)
 {
     cs_sidecar *s = open_small(t); /* 4 MiB */
@@ -622,6 +653,7 @@ int main(int argc, char **argv)
         {"errors", test_errors},
         {"misuse", test_misuse},
         {"quota", test_quota},
+        {"limit", test_limit},
         {"pool_full", test_pool_full},
         {"request_end", test_request_end},
         {"put_bytes", test_put_bytes},
