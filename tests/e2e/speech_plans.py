@@ -68,6 +68,7 @@ class Speech:
 
     def __init__(self):
         self.text, self.sound, self.end, self.usage, self.n_events = "", b"", "cut", None, 0
+        self.last, self.longest_s = time.monotonic(), 0
 
     def __eq__(self, other):
         return (self.text, self.sound, self.end, self.usage) == (other.text, other.sound, other.end, other.usage)
@@ -90,11 +91,14 @@ class Speech:
             self.text += audio.get("transcript", "")
             self.sound += base64.b64decode(audio.get("data", ""))
 
-    def take_stream(self, response, leave_after):
+    def take_stream(self, response, leave_after, on_event):
         for line in response:
             if not line.startswith(b"data: "):
                 continue
             self.n_events += 1
+            self.longest_s, self.last = max(self.longest_s, time.monotonic() - self.last), time.monotonic()
+            if on_event:
+                on_event(self)
             if line.startswith(b"data: [DONE]"):
                 self.end = "done"
             else:
@@ -116,7 +120,7 @@ class Speech:
         self.usage = {k: v for k, v in answer["usage"].items() if isinstance(v, int)}
 
 
-def speak(server, request, leave_after=None, timeout=120):
+def speak(server, request, leave_after=None, on_event=None, timeout=120):
     path, body = request
     found = Speech()
     streamed = body.get("stream") or body.get("stream_format") == "sse"
@@ -129,7 +133,7 @@ def speak(server, request, leave_after=None, timeout=120):
         if response.status != 200:
             found.end = json.loads(response.read())["error"]["message"]
         elif streamed:
-            found.take_stream(response, leave_after)
+            found.take_stream(response, leave_after, on_event)
         else:
             found.take_whole(path, response.read())
     finally:

@@ -1,0 +1,193 @@
+"""Speech from executors that are killed: usage: speech_kills.py PROGRAM [--requests N] [--clients N] [--give-up]
+
+Whatever dies in mid-utterance, text and sound are to the last bit those of an undisturbed server, with no gap and no
+repeat, or the request ends in an error event. Clients that leave take everything with them. Nothing is left at the end."""
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import tempfile
+import threading
+import time
+
+from kills import Killer, leftovers, wait_for
+from serving import Server, Tap
+from speech_plans import SPEECH_PLANS, speak, speak_all, speech_mix, wait_until_silent
+
+PLAN = "three apart"
+
+
+def streamed(request):
+    path, body = request
+    return path, {**body, **({"stream": True} if "messages" in body else {"stream_format": "sse"})}
+
+
+def utterance(seed):
+    """A chat whose text goes on for a while."""
+    return "/v1/chat/completions", {"messages": [{"role": "user", "content": "tell me everything"}], "modalities": ["text", "audio"],
+                                    "audio": {"voice": "Chelsie", "format": "pcm16"}, "max_tokens": 400, "temperature": 0.9, "seed": seed,
+                                    "stream": True, "ignore_eos": True}
+
+
+def pid_of(server, name):
+    executors = json.loads(server.request("GET", "/status")[1])["executors"]
+    return next((x["pid"] for x in executors if x["name"].startswith(name + "#") and x["state"] == "ready" and x["in_flight"] > 0), None)
+
+
+class Once:
+    """Kills the executor of that name that works, when the condition first holds."""
+
+    def __init__(self, server, name, condition):
+        self.server, self.name, self.condition, self.killed = server, name, condition, False
+
+    def __call__(self, speech):
+        if self.killed or not self.condition(speech):
+            return
+        pid = pid_of(self.server, self.name)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            self.killed = True
+
+
+def wait_until_ready(server):
+    end = time.monotonic() + 20
+    while time.monotonic() < end and server.metric("cornserve_executors_ready") < server.metric("cornserve_executors"):
+        time.sleep(0.02)
+
+
+def one_death(tap, server, request, expected, name):
+    """Each component at several moments: before anything is heard, in the middle, and near the end."""
+    for component in ("thinker", "talker", "vocoder"):
+        pauses, n_killed, wrong = [], 0, []
+        for share in (0, 0.3, 0.7):
+            once = Once(server, component, lambda s, share=share: len(s.sound) >= share * len(expected.sound) and s.n_events > 3)
+            found = speak(server, request, on_event=once)
+            n_killed += once.killed
+            pauses.append(round(found.longest_s, 2))
+            if found != expected:
+                wrong.append((share, expected, found))
+            wait_until_ready(server)
+        tap.check(not wrong, f"{name}: {component} killed in mid-utterance: the same text and sound", wrong[:1])
+        tap.check(n_killed > 0, f"{name}: {component} was killed")
+        print(f"# killed {n_killed} times, longest pauses {pauses} s")
+
+
+class Clients:
+    """Threads that ask until n requests are done; a quarter leaves in the middle."""
+
+    def __init__(self, server, requests, expected, n, n_clients):
+        self.server, self.requests, self.expected, self.left = server, requests, expected, n
+        self.lock, self.rng = threading.Lock(), random.Random(6)
+        self.wrong, self.ends, self.pauses, self.errors = [], {"done": 0, "left": 0, "error": 0}, [], {}
+        self.threads = [threading.Thread(target=self.ask) for _ in range(n_clients)]
+
+    def run(self):
+        for thread in self.threads:
+            thread.start()
+        for thread in self.threads:
+            thread.join()
+
+    def ask(self):
+        while True:
+            with self.lock:
+                if self.left == 0:
+                    return
+                self.left -= 1
+                i = self.rng.randrange(len(self.requests))
+                leave_after = self.rng.randrange(30) if self.rng.random() < 0.25 else None
+            found = speak(self.server, self.requests[i], leave_after)
+            with self.lock:
+                self.note(self.expected[i], found)
+
+    def note(self, expected, found):
+        self.ends[found.end if found.end in ("done", "left") else "error"] += 1
+        self.pauses.append(found.longest_s)
+        if found.end == "done":
+            right = found == expected
+        else:
+            right = found.end != "cut" and expected.text.startswith(found.text) and expected.sound.startswith(found.sound)
+        if not right:
+            self.wrong.append((expected, found))
+        if found.end not in ("done", "left"):
+            self.errors[found.end] = self.errors.get(found.end, 0) + 1
+
+
+def storm(tap, server, requests, expected, n, n_clients):
+    speak_all(server, requests)
+    server.wait_until_idle()
+    before = leftovers(server)
+    killer, clients = Killer(server, 1, "executor"), Clients(server, requests, expected, n, n_clients)
+    killer.start()
+    clients.run()
+    killer.stop()
+    print(f"# {n} speeches of {n_clients} clients: {clients.ends}; killed {killer.killed['executor']}; "
+          f"{server.metric('cornserve_retries_total'):.0f} ran again; longest pause: median {statistics.median(clients.pauses):.2f} s, "
+          f"most {max(clients.pauses):.2f} s; {clients.errors}")
+    tap.check(not clients.wrong, "every speech is the undisturbed one, or ends in an error", clients.wrong[:2])
+    tap.check(killer.killed["executor"] > 0, "executors were killed")
+    tap.check(clients.ends["done"] > clients.ends["error"], "most are spoken all the same", clients.ends)
+    tap.check(server.wait_until_idle(30) and wait_until_silent(server), "no request, no KV block and no sound is left")
+    tap.check(wait_for("left", server, before), "no file, process or byte of the sidecar is left")
+    wait_until_ready(server)
+    tap.check([f == e for f, e in zip(speak_all(server, requests), expected)] == [True] * len(requests), "afterwards it speaks as before")
+
+
+def leaving(tap, server):
+    """A client that goes in mid-speech frees everything in all executors at once."""
+    for after in (1, 8, 16):
+        found = speak(server, utterance(10), leave_after=after)
+        time.sleep(0.6)  # executors tell twice a second
+        idle = server.wait_until_idle(0.1) and wait_until_silent(server, 0.1)
+        tap.check(found.end == "left" and idle, f"nothing is left of a speech whose client leaves after {after} events", found)
+
+
+def give_up(tap, server):
+    """A vocoder that dies whenever it gets work: an error event, and no end that looks like success."""
+    over = threading.Event()
+
+    def kill():
+        while not over.wait(0.005):
+            pid = pid_of(server, "vocoder")
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = speak(server, ("/v1/audio/speech", {"input": "hello there", "voice": "Ethan", "response_format": "pcm", "stream_format": "sse"}))
+    over.set()
+    killer.join()
+    tap.check(found.end not in ("done", "cut") and "attempts" in found.end, "attempts are exhausted: the request ends in an error", found)
+    wait_until_ready(server)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--give-up", action="store_true", help="also until all attempts are spent, which takes half a minute")
+    arguments = parser.parse_args()
+    tap = Tap()
+    requests = [streamed(r) for r in speech_mix(12)]
+    with Server(arguments.program, "--max-context", "2048") as server:
+        expected, long = speak_all(server, requests), speak(server, utterance(10))
+    tap.check(all(e.end == "done" for e in [*expected, long]), "an undisturbed server speaks")
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(SPEECH_PLANS[PLAN], file)
+        file.flush()
+        with Server(arguments.program, "--plan", file.name, "--max-context", "2048") as server:
+            tap.run("one death", one_death, tap, server, utterance(10), long, PLAN)
+            tap.run("leaving", leaving, tap, server)
+            tap.run("storm", storm, tap, server, requests, expected, arguments.requests, arguments.clients)
+            if arguments.give_up:
+                tap.run("giving up", give_up, tap, server)
+            sanitizer = [line for line in server.log if "Sanitizer" in line or "runtime error" in line]
+            tap.check(not sanitizer, "no sanitizer complained", sanitizer[:5])
+    tap.end()
+
+
+if __name__ == "__main__":
+    main()
