@@ -10,6 +10,7 @@ import concurrent.futures
 import http.client
 import io
 import json
+import pathlib
 import random
 import subprocess
 import tempfile
@@ -170,6 +171,56 @@ def compare(tap, program, name, file, requests, expected):
     tap.check(deaths == 0 and not sanitizer, f"{name}: no executor died", sanitizer[:5])
 
 
+PROFILES = [("image_encoder", None, 0.01), ("audio_encoder", None, 0.01), ("thinker", "prefill", 0.005), ("thinker", "decode", 0.005),
+            ("talker", "prefill", 0.005), ("talker", "decode", 0.002), ("vocoder", None, 0.01)]
+CLUSTER = """version: 1
+devices:
+  cpu: {memory_bytes: 2e8, usable: 0.9, cost: 1}
+nodes:
+  - {name: local, count: 1, devices: {cpu: 4}}
+topology: {kind: full, bandwidth_bytes_per_s: 25e9, latency_s: 1e-5, intra_bandwidth_bytes_per_s: 1e10, hop_overhead_s: 0.001}
+"""
+WORKLOAD = """version: 1
+rate_rps: 1
+attainment: 0.9
+arrivals: {process: poisson}
+types:
+  - {name: text_to_speech, share: 0.5, latency_s: 20, first_s: 2, sizes: {text_in_tokens: 20, text_out_tokens: 20, audio_out_tokens: 200}}
+  - {name: image_to_speech, share: 0.5, latency_s: 20, first_s: 2,
+     sizes: {text_in_tokens: 20, images: 1, image_tokens: 40, text_out_tokens: 20, audio_out_tokens: 200}}
+"""
+
+
+def planned(tap, program, requests, expected):
+    """What `cornserve plan` makes for a workload with speech is served, and `run --speak` takes it too."""
+    usable = [i for i, (_, body) in enumerate(requests) if "audio_url" not in json.dumps(body) and "video_url" not in json.dumps(body)]
+    requests, expected = [requests[i] for i in usable], [expected[i] for i in usable]
+    with tempfile.TemporaryDirectory() as directory:
+        dir = pathlib.Path(directory)
+        profiles = [{"component": c, "device": "cpu", "max_batch": 8, "fixed_s": s, "per_unit_s": 1e-4, **({"role": r, "chunk_units": 512} if r else {})}
+                    for c, r, s in PROFILES]
+        (dir / "profiles.json").write_text(json.dumps({"version": 1, "name": "made up", "profiles": profiles}))
+        (dir / "cluster.yaml").write_text(CLUSTER)
+        (dir / "workload.yaml").write_text(WORKLOAD)
+        (dir / "graph.json").write_bytes(subprocess.run([program, "graph", str(CHECKPOINT), "--json"], capture_output=True, check=True).stdout)
+        for name, shape in (("its own choice", []), ("a shape", ["--shape", "1 x image_encoder+thinker, 1 x talker, 2 x vocoder"])):
+            plan_file = dir / "plan.json"
+            found = subprocess.run([program, "plan", "-g", dir / "graph.json", "-p", dir / "profiles.json", "-c", dir / "cluster.yaml", "-w",
+                                    dir / "workload.yaml", "--seconds", "2", "--requests", "200", "-q", "-o", plan_file, *shape],
+                                   capture_output=True, text=True, timeout=60)
+            hosted = {c["name"] for e in json.loads(plan_file.read_text())["executors"] for c in e["components"]} if found.returncode == 0 else set()
+            tap.check({"thinker", "talker", "vocoder", "image_encoder"} <= hosted, f"planned, {name}: speech is hosted", found.stderr)
+            with Server(program, "--plan", str(plan_file), "--max-context", "2048") as server:
+                tap.check(speak_all(server, requests) == expected, f"planned, {name}: the same text and sound")
+                status = subprocess.run([program, "status", f"http://{server.host}:{server.port}"], capture_output=True, text=True, timeout=20).stdout
+                tap.check("talker" in status and "vocoder" in status, f"planned, {name}: `status` shows who speaks", status)
+        ask = [program, "run", str(CHECKPOINT), "hello", "--dtype", "f32", "--kv-budget", "64M", "--seed", "3", "-n", "12", "--speak"]
+        ended = [subprocess.run([*ask, dir / f"{i}.pcm16", *options], capture_output=True, text=True, timeout=60)
+                 for i, options in enumerate(([], ["--plan", plan_file]))]
+        sounds = [(dir / f"{i}.pcm16").read_bytes() for i in range(2)]
+        tap.check(sounds[0] == sounds[1] and sounds[0] and ended[0].stdout == ended[1].stdout, "`run --speak` with the plan: the same", ended)
+
+
 REFUSED = {
     "a talker without a vocoder": (plan(executor("e", ["thinker", "talker"])), "none has vocoder"),
     "a vocoder without a talker": (plan(executor("e", ["thinker", "vocoder"])), "none has talker"),
@@ -208,6 +259,7 @@ def main():
         expected = speak_all(server, requests)
     failed = [e for e in expected if e.end != "done" or not e.sound]
     tap.check(not failed, f"{len(requests)} requests without a plan", failed[:1])
+    tap.run("planned", planned, tap, arguments.program, requests, expected)
     for name, content in list(SPEECH_PLANS.items())[:arguments.plans]:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(content, file)
