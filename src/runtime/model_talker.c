@@ -8,8 +8,8 @@
 
 #include <string.h>
 
-/* Chunks of codes, mostly of one each, that the vocoder may leave unread. */
-#define UNREAD_CHUNKS 256
+/* Codes, a chunk each, that the vocoder may leave unread. */
+#define UNREAD_CODES 256
 
 typedef struct {
     model_job base;
@@ -93,6 +93,7 @@ static void poll_rows(talker_job *j)
     }
 }
 
+/* As one chunk. */
 static bool put_codes(talker_job *j, uint32_t n, const int32_t *ids, GError **error)
 {
     g_autoptr(cs_shared_tensor) codes = n ? cs_shared_tensor_new(CS_DTYPE_I32, 1, n) : NULL;
@@ -122,7 +123,10 @@ static bool tell_codes(talker_job *j, GError **error)
     if (j->base.job->cancelled || pending->len == 0)
         return true;
     cs_executor_piece(j->base.job, j->output, pending->data, pending->len, fresh->len);
-    return put_codes(j, fresh->len, (const int32_t *)(const void *)fresh->data, error);
+    for (guint i = 0; i < fresh->len; i++)
+        if (!put_codes(j, 1, &g_array_index(fresh, int32_t, i), error))
+            return false;
+    return true;
 }
 
 static void hold(talker_job *j, bool held)
@@ -308,7 +312,7 @@ model_job *model_talker_job_new(model *m, cs_job *job, GError **error)
     j->base = (model_job){.owner = m, .job = job, .ops = &ops};
     j->input = input;
     model_outbox_init(&j->codes, j->output);
-    model_outbox_limit(&j->base, &j->codes, UNREAD_CHUNKS);
+    model_outbox_limit(&j->base, &j->codes, UNREAD_CODES);
     j->seen = g_array_new(FALSE, FALSE, sizeof(int32_t));
     j->pending = g_byte_array_new();
     j->fresh = g_array_new(FALSE, FALSE, sizeof(int32_t));
