@@ -12,6 +12,11 @@
 typedef struct cs_turn cs_turn;
 
 cs_turn *cs_turn_new(void);
+/* Also between processes: all whose turns are over the same file, of which two bytes are locked (it
+ * is neither read nor written). Between processes nobody who gives a turn back gets the next one
+ * while another waits; a process that dies gives its turn back. A file that cannot be locked is as
+ * none. fd is the caller's. */
+cs_turn *cs_turn_new_shared(int fd);
 void cs_turn_free(cs_turn *turn); /* nobody holds or awaits it; accepts NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_turn, cs_turn_free)
 

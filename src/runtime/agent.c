@@ -182,6 +182,23 @@ const char *agent_kind_of_device(const char *device)
     return NULL;
 }
 
+/* Whether executors that compute here have more threads than there are CPUs. */
+static bool shares_cpus(const cs_runtime *rt)
+{
+    uint64_t n_threads = 0, n_executors = 0, n_cpus = g_get_num_processors();
+    for (guint i = 0; i < rt->deployments->len; i++) {
+        const cs_plan *plan = ((const deployment *)rt->deployments->pdata[i])->plan;
+        for (size_t e = 0; e < plan->n_executors; e++) {
+            const cs_plan_executor *x = &plan->executors[e];
+            if (strcmp(agent_kind_of_device(x->device), "model") != 0)
+                continue;
+            n_threads += (uint64_t)x->replicas * (x->threads > 0 ? (uint64_t)x->threads : n_cpus);
+            n_executors += (uint64_t)x->replicas;
+        }
+    }
+    return n_executors > 1 && n_threads > n_cpus;
+}
+
 static void send_setup(executor *x)
 {
     const cs_plan_executor *e = &x->deployment->plan->executors[x->entry];
@@ -202,6 +219,7 @@ static void send_setup(executor *x)
     setup.max_batch = max_batch;
     setup.threads = (uint32_t)e->threads;
     setup.kv_budget_bytes = e->kv_budget_bytes;
+    setup.shares_cpus = shares_cpus(x->runtime);
     setup.memory_share = 1.0 / MAX(x->deployment->n_llm_executors, 1);
     cs_wire_send(x->wire, &CS_FRAME(CORNSERVE__WIRE__FRAME__BODY_SETUP, .setup = &setup));
     cs_wire_flush(x->wire);

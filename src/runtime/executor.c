@@ -199,6 +199,11 @@ cs_loop *cs_executor_loop(cs_executor *host)
     return host->loop;
 }
 
+int cs_executor_common_file(const cs_executor *host)
+{
+    return cs_sidecar_fd(host->sidecar);
+}
+
 const cs_executor_share *cs_executor_get_share(const cs_executor *host)
 {
     return &host->share;
@@ -231,6 +236,7 @@ static void setup(cs_executor *x, const Cornserve__Wire__Setup *m)
                             .n_max_batch = (uint32_t)m->n_max_batch,
                             .max_batch = g_memdup2(m->max_batch, m->n_max_batch * sizeof(uint32_t)),
                             .kv_budget_bytes = (size_t)m->kv_budget_bytes,
+                            .shares_cpus = m->shares_cpus,
                             .memory_share = m->memory_share};
     for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
         if (strcmp(kinds[i]->name, m->kind) == 0)

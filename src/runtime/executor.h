@@ -87,8 +87,11 @@ typedef struct {
     uint32_t n_max_batch;
     uint32_t *max_batch;    /* of each component: requests in one step */
     size_t kv_budget_bytes; /* for all LLM components together */
+    bool shares_cpus;       /* executors of this machine have more threads than it has CPUs */
     double memory_share;    /* of what is free, for a budget of its own choice; at most 1 */
 } cs_executor_share;
+/* A file that all executors of this machine have, to lock bytes of. */
+int cs_executor_common_file(const cs_executor *host);
 const cs_executor_share *cs_executor_get_share(const cs_executor *host);
 
 /* A piece of a client output, put into this round's Step. units: tokens or samples. */

@@ -403,7 +403,9 @@ static void *model_open(cs_executor *host, const json_t *config, char **componen
     m->handovers = model_handovers_new();
     m->later = g_hash_table_new(NULL, NULL);
     m->news = g_ptr_array_new();
-    m->turn = cs_turn_new();
+    m->turn = cs_executor_get_share(host)->shares_cpus
+                  ? cs_turn_new_shared(cs_executor_common_file(host))
+                  : cs_turn_new();
     m->batches = cs_turn_new();
     pthread_mutex_init(&m->lock, NULL);
     if (load_components(m, &c, components, error) && check_speech(m, components, error) &&
