@@ -6,10 +6,12 @@ the pools: a picture is asked many different questions over a training.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import pathlib
 import pickle
 import random
+import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +29,7 @@ CLIP_GRID_INDEX = {grid: k for k, grid in enumerate(network.CLIP_GRIDS)}
 CLIP_FRAMES = 4  # two seconds, sampled twice a second
 CHUNK = 2 * network.CONFIG["a_window"]
 # What the second stage asks more often: what must be found by its shape, and compared.
-HARD_QUESTIONS = {"color": 8, "shape": 1, "size": 3, "place": 6, "at": 3, "count": 3, "exists": 2, "relation": 8,
+HARD_QUESTIONS = {"color": 8, "shape": 3, "size": 5, "place": 8, "at": 4, "count": 4, "exists": 5, "relation": 8,
                   "absent": 3}
 # Labels of the vision encoder's auxiliary loss.
 NO_COLOR, NO_SHAPE = len(grammar.COLORS), len(grammar.SHAPES)
@@ -36,24 +38,48 @@ NO_COLOR, NO_SHAPE = len(grammar.COLORS), len(grammar.SHAPES)
 # --- Building the pools -----------------------------------------------------------------------------------------------
 
 
-def _labels(scene, spots, rows, columns):
-    """Per patch the colour under its centre; per merged token the thing whose centre it holds: shape, colour, size."""
-    under = np.full(pictures.MAX_PATCHES, NO_COLOR, np.int8)
-    held = np.full((pictures.MAX_PATCHES // 4, 3), -1, np.int8)
-    held[:, 0] = NO_SHAPE
-    for thing, (x, y, radius) in zip(scene.things, spots):
-        color, shape = grammar.COLORS.index(thing.color), grammar.SHAPES.index(thing.shape)
-        token = int(y * rows / 2) * (columns // 2) + int(x * columns / 2)
-        held[token] = shape, color, grammar.SIZES.index(thing.size)
-        short = min(rows, columns)
-        for row in range(rows):
-            for column in range(columns):
-                away = np.hypot(column + 0.5 - x * columns, row + 0.5 - y * rows) / short
-                hole = thing.shape == "ring" and away < radius * 0.6
-                if away < radius * 0.8 and not hole:
-                    merged = (row // 2) * (columns // 2) + column // 2
-                    under[4 * merged + 2 * (row % 2) + column % 2] = color
-    return under, held
+@dataclass(frozen=True)
+class Labels:
+    """What the encoder's auxiliary losses ask about one picture; -100 where they ask nothing."""
+
+    under: np.ndarray  # a patch: the colour under its centre
+    held: np.ndarray  # a merged token: shape, colour and size of the thing whose centre it holds
+    part: np.ndarray  # a merged token: shape, colour, size and place of the thing it shows the most of
+
+
+def labels(shown, grid, most: int = pictures.MAX_PATCHES) -> Labels:
+    """shown: (thing, (x, y, radius)) as pictures.py gives them; a clip shows its thing once a frame."""
+    rows, columns = grid
+    y, x = (side + 0.5 for side in np.divmod(_patch_order(grid), columns))
+    under = np.full(most, -100, np.int64)
+    under[:rows * columns] = NO_COLOR
+    held, part = np.full((most // 4, 3), -100, np.int64), np.full((most // 4, 4), -100, np.int64)
+    held[:rows * columns // 4, 0] = NO_SHAPE
+    seen = np.zeros(rows * columns // 4)
+    for thing, (across, down, radius) in shown:
+        facts = (grammar.SHAPES.index(thing.shape), grammar.COLORS.index(thing.color), grammar.SIZES.index(thing.size),
+                 thing.cell)
+        away = np.hypot(x - across * columns, y - down * rows) / min(rows, columns)
+        under[:rows * columns][(away < radius * 0.8) & ((away >= radius * 0.6) | (thing.shape != "ring"))] = facts[1]
+        holds = _holds((across, down), grid)
+        shows = (away < radius).reshape(-1, 4).sum(1) + 4.5 * (np.arange(seen.size) == holds)
+        part[:seen.size][shows > seen] = facts
+        seen = np.maximum(seen, shows)
+        held[holds] = facts[:3]
+    return Labels(under, held, part)
+
+
+def _holds(spot, grid) -> int:
+    """The merged token that holds a thing's centre."""
+    rows, columns = grid
+    return int(spot[1] * rows / 2) * (columns // 2) + int(spot[0] * columns / 2)
+
+
+@functools.lru_cache
+def _patch_order(grid) -> np.ndarray:
+    """Row * columns + column of every patch, in the encoder's order."""
+    rows, columns = grid
+    return np.arange(rows * columns).reshape(rows // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3).reshape(-1)
 
 
 def _pad(cut, most=pictures.MAX_PATCHES):
@@ -62,25 +88,29 @@ def _pad(cut, most=pictures.MAX_PATCHES):
     return out
 
 
-def _scene_item(rng, held_out):
-    scene = grammar.random_scene(rng, (1, 1, 1, 1.3))
+def _drawn(rng, scene):
     picture, spots = pictures.draw_scene(rng, scene)
     cut, rows, columns = pictures.patches(picture)
-    return [_pad(cut)], (GRID_INDEX[rows, columns], scene, *_labels(scene, spots, rows, columns))
+    return _pad(cut), (GRID_INDEX[rows, columns], scene, spots)
+
+
+def _scene_item(rng, held_out):
+    cut, facts = _drawn(rng, grammar.random_scene(rng, (1, 1, 1, 1.3)))
+    return [cut], facts
 
 
 def _pair_item(rng, held_out):
     first = grammar.random_scene(rng, (1, 1, 1, 0.5))
-    second, says = grammar.change(rng, first)
-    cuts = [pictures.patches(pictures.draw_scene(rng, scene)[0]) for scene in (first, second)]
-    return [_pad(cut) for cut, _, _ in cuts], ([GRID_INDEX[r, c] for _, r, c in cuts], first, second, says)
+    items = [_drawn(rng, scene) for scene in (first, grammar.change(rng, first)[0])]
+    return [cut for cut, _ in items], [facts for _, facts in items]
 
 
 def _clip_item(rng, held_out):
     """Frames as drawn: resized, a clip would be twenty times as large."""
     clip = grammar.random_clip(rng)
-    frames = [np.asarray(p) for p in pictures.draw_clip(rng, clip, CLIP_FRAMES)]
-    return [frame.reshape(-1) for frame in frames], (frames[0].shape, clip)
+    drawn, spots = pictures.draw_clip(rng, clip, CLIP_FRAMES)
+    frames = [np.asarray(p) for p in drawn]
+    return [frame.reshape(-1) for frame in frames], (frames[0].shape, clip, spots)
 
 
 _espeak = None
@@ -104,7 +134,7 @@ def _sentence_item(rng, held_out):
 
 
 # Name -> (how to draw one, how many at scale 1).
-POOLS = {"scenes": (_scene_item, 32000), "pairs": (_pair_item, 6000), "clips": (_clip_item, 4000),
+POOLS = {"scenes": (_scene_item, 32000), "pairs": (_pair_item, 12000), "clips": (_clip_item, 6000),
          "questions": (_question_item, 20000), "sentences": (_sentence_item, 20000)}
 STACKED = ("scenes", "pairs")  # parts of one size; those of the others follow one another
 SHARD = 400
@@ -172,10 +202,11 @@ class Talk:
 
     ids: list[int] = field(default_factory=list)
     position: list[tuple[int, int, int]] = field(default_factory=list)
-    wanted: list[tuple[int, int, int]] = field(default_factory=list)  # place, the next token, answer number
+    wanted: list[tuple[int, int, int, int]] = field(default_factory=list)  # place, next token, answer number, shown
     answers: list[str] = field(default_factory=list)  # kind of each answer
-    stills: list = field(default_factory=list)  # (patches, grid, labels or None)
-    moving: list = field(default_factory=list)  # (first patches, second patches, grid)
+    stills: list = field(default_factory=list)  # (patches, grid, Labels)
+    shown: dict[int, int] = field(default_factory=dict)  # 9 * picture + cell -> where in ids a thing's centre is
+    moving: list = field(default_factory=list)  # (first patches, second patches, grid, Labels.part)
     sounds: list = field(default_factory=list)  # (mel, phonemes)
     media: list[tuple[str, int, int]] = field(default_factory=list)  # kind, index in that list, token in it
     next: int = 0  # next position
@@ -212,25 +243,30 @@ class Writer:
             getattr(self, "_" + kind)(talk, value)
         talk.plain(self.ids("<|im_end|>\n<|im_start|>assistant\n"))
 
-    def assistant(self, talk: Talk, kind: str, text: str, wanted: bool = True) -> None:
-        ids = self.ids(text) + [self.special["<|im_end|>"]]
-        if wanted:
-            place = len(talk.ids) - 1
-            talk.wanted += [(place + k, token, len(talk.answers)) for k, token in enumerate(ids)]
-            talk.answers.append(kind)
+    def assistant(self, talk: Talk, kind: str, text: str) -> None:
+        """An answer, perhaps with marks: its tokens know where the thing is shown that they speak about (-1: nowhere)."""
+        encoded = self._tokenizer.encode(grammar.plain(text))
+        ids, about = encoded.ids + [self.special["<|im_end|>"]], grammar.spans(text)
+        shown = [next((talk.shown[number] for start, end, number in about if start < stop <= end), -1)
+                 for _, stop in encoded.offsets]
+        place = len(talk.ids) - 1
+        talk.wanted += [(place + k, token, len(talk.answers), at) for k, (token, at) in enumerate(zip(ids, shown + [-1]))]
+        talk.answers.append(kind)
         talk.plain(ids + self.ids("\n"))
 
     def _text(self, talk, text):
         talk.plain(self.ids(text))
 
     def _picture(self, talk, value):
-        patches, grid, labels = value
-        talk.stills.append((patches, grid, labels))
+        patches, grid, asked, holds = value
+        first = len(talk.ids) + 1
+        talk.shown |= {9 * len(talk.stills) + cell: first + token for cell, token in holds.items()}
+        talk.stills.append((patches, grid, asked))
         self._vision(talk, "still", [len(talk.stills) - 1], network.GRIDS[grid])
 
     def _clip(self, talk, value):
-        frames, grid = value
-        talk.moving += [(frames[k], frames[k + 1], grid) for k in range(0, len(frames), 2)]
+        frames, grid, parts = value
+        talk.moving += [(*frames[2 * k:2 * k + 2], grid, part) for k, part in enumerate(parts)]
         self._vision(talk, "moving", range(len(talk.moving) - len(frames) // 2, len(talk.moving)),
                      network.CLIP_GRIDS[grid])
 
@@ -260,38 +296,46 @@ class Writer:
         talk.plain([self.special["<|audio_eos|>"]])
 
 
-def mirrored(patches: np.ndarray, grid: int, *labels: np.ndarray) -> list[np.ndarray]:
-    """Patches and labels of a picture with left and right exchanged; padding stays at the end."""
-    rows, columns = network.GRIDS[grid]
-    outer, size = (rows // 2, columns // 2), pictures.PATCH
-    turned = []
-    for part, shape, axes in zip((patches, *labels), ((2, 2, 3, size, size), (2, 2), (-1,)), ((1, 3, 6), (1, 3), (1,))):
-        used = rows * columns * len(part) // pictures.MAX_PATCHES
-        part = part.copy()
-        part[:used] = np.flip(part[:used].reshape(*outer, *shape), axes).reshape(part[:used].shape)
-        turned.append(part)
+def _mirrored(patches: np.ndarray, grid) -> np.ndarray:
+    """A picture's patches with left and right exchanged; padding stays at the end."""
+    rows, columns = grid
+    turned, used = patches.copy(), rows * columns
+    shape = (rows // 2, columns // 2, 2, 2, 3, pictures.PATCH, pictures.PATCH)
+    turned[:used] = np.flip(patches[:used].reshape(shape), (1, 3, 6)).reshape(used, -1)
     return turned
 
 
-class Talks:
-    """An endless supply of conversations.
+def _look(patches, facts, turned: bool):
+    """A pooled picture as a conversation shows it, mirrored or not: (part, scene)."""
+    number, scene, spots = facts
+    grid, shown = network.GRIDS[number], list(zip(scene.things, spots))
+    if turned:
+        patches, scene = _mirrored(patches, grid), grammar.mirrored(scene)
+        shown = [(grammar.mirrored_thing(t), (1 - x, y, radius)) for t, (x, y, radius) in shown]
+    holds = {thing.cell: _holds(spot, grid) for thing, spot in shown}
+    return ("picture", (patches, number, labels(shown, grid), holds)), scene
 
-    hard: those of the second stage, with more spoken and more hard questions, and with mirrored pictures.
-    """
+
+class Talks:
+    """An endless supply of conversations."""
 
     SYSTEMS = (grammar.SYSTEM,) * 18 + (tokens.LONG_SYSTEM, "You are a helpful assistant. Answer briefly.")
     SILENT = {"typed": 70, "pair": 18, "small": 9, "blind": 3}
     SHARES = {"typed": 30, "spoken": 26, "heard": 24, "pair": 9, "small": 6, "blind": 2}
     HARD_SHARES = {"typed": 16, "spoken": 44, "heard": 22, "pair": 8, "small": 5, "blind": 3}
 
-    def __init__(self, folder, tokenizer, seed, most: int, hard: bool = False):
-        self.rng, self.writer, self._most, self._hard = random.Random(seed), Writer(tokenizer), most, hard
-        self._weights = HARD_QUESTIONS if hard else grammar.QUESTION_WEIGHTS
+    def __init__(self, folder, tokenizer, most: int):
+        self.writer, self._most = Writer(tokenizer), most
         self.scenes, self.pairs, self.clips, self.questions, self.sentences = (Pool(folder, n) for n in POOLS)
         self._by_text: dict[str, list[int]] = {}
         for k, (text, _) in enumerate(self.questions.facts):
             self._by_text.setdefault(text, []).append(k)
         self._prose = tokens.general_text()
+
+    def begin(self, seed: str, hard: bool) -> None:
+        """Draw from a seed; hard: as in the second stage, with more hard questions and with mirrored pictures."""
+        self.rng, self._hard = random.Random(seed), hard
+        self._weights = HARD_QUESTIONS if hard else grammar.QUESTION_WEIGHTS
 
     def draw(self, kind: str | None = None) -> Talk:
         """A conversation of a kind, of any kind (None), or of any kind without sounds ("silent")."""
@@ -311,12 +355,8 @@ class Talks:
         return ("sound", (mel, phonemes))
 
     def _scene(self):
-        index = self.rng.randrange(len(self.scenes))
-        parts, (grid, scene, under, held) = self.scenes.item(index)
-        patches = parts[0]
-        if self._turned():
-            (patches, under, held), scene = mirrored(patches, grid, under, held), grammar.mirrored(scene)
-        return ("picture", (patches, grid, (under, held))), scene
+        (patches,), facts = self.scenes.item(self.rng.randrange(len(self.scenes)))
+        return _look(patches, facts, self._turned())
 
     def _turned(self):
         return self._hard and self.rng.random() < 0.5
@@ -333,7 +373,7 @@ class Talks:
     def _turns(self, talk, scene, room, spoken_share):
         """Further questions about the same picture while they fit."""
         while len(talk.ids) < room:
-            kind, asked, answer = grammar.question(self.rng, scene, self._weights)
+            kind, asked, answer = grammar.marked_question(self.rng, scene, self._weights)
             sound = self._spoken_of(asked) if self.rng.random() < spoken_share else None
             size = 16 + (network.audio_tokens(sound[1][0].shape[0]) if sound else len(self.writer.ids(asked)))
             if len(talk.ids) + size > self._most:
@@ -345,9 +385,9 @@ class Talks:
     def _typed(self, talk):
         picture, scene = self._scene()
         if self.rng.random() < 0.5:
-            kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.describe(scene)
+            kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.described(scene)
         else:
-            kind, asked, answer = grammar.question(self.rng, scene, self._weights)
+            kind, asked, answer = grammar.marked_question(self.rng, scene, self._weights)
         self.writer.user(talk, self._shuffled(picture, ("text", asked)))
         self.writer.assistant(talk, "typed " + kind, answer)
         return self._turns(talk, scene, self._room(), 0.0)
@@ -356,9 +396,9 @@ class Talks:
         picture, scene = self._scene()
         while True:
             if self.rng.random() < 0.12:
-                kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.describe(scene)
+                kind, asked, answer = "describe", self.rng.choice(grammar.DESCRIBE), grammar.described(scene)
             else:
-                kind, asked, answer = grammar.question(self.rng, scene, self._weights)
+                kind, asked, answer = grammar.marked_question(self.rng, scene, self._weights)
             sound = self._spoken_of(asked)
             if sound:
                 break
@@ -375,16 +415,15 @@ class Talks:
         return talk
 
     def _pair(self, talk):
-        parts, (grids, first, second, _) = self.pairs.item(self.rng.randrange(len(self.pairs)))
+        parts, facts = self.pairs.item(self.rng.randrange(len(self.pairs)))
         asked = self.rng.choice(grammar.DIFFER)
         sound = self._spoken_of(asked) if self.rng.random() < 0.3 else None
-        looks = [("picture", (parts[k], grids[k], None)) for k in range(2)]
+        turned = self._turned()
+        (one, first), (other, second) = (_look(*item, turned) for item in zip(parts, facts))
+        looks = [one, other]
         if self._turned():
-            looks = [("picture", (*mirrored(parts[k], grids[k]), grids[k], None)) for k in range(2)]
-            first, second = grammar.mirrored(first), grammar.mirrored(second)
-        if self._turned():
-            looks, first, second = looks[::-1], second, first
-        says = grammar.difference(first, second)
+            looks, first, second = [other, one], second, first
+        says = grammar.compare(first, second)
         self.writer.user(talk, looks + [sound or ("text", asked)])
         self.writer.assistant(talk, "pair", says)
         return talk
@@ -392,13 +431,18 @@ class Talks:
     def _clip(self, talk):
         cuts = []
         while not cuts or cuts[0][1:] not in CLIP_GRID_INDEX:  # a rounded side may lead to a neighbouring grid
-            pixels, (size, clip) = self.clips.item(self.rng.randrange(len(self.clips)))
-            frames, clip = self._varied(pixels.reshape(-1, *size), clip)
+            pixels, (size, clip, spots) = self.clips.item(self.rng.randrange(len(self.clips)))
+            frames, clip, spots = self._varied(pixels.reshape(-1, *size), clip, spots)
             cuts = [pictures.patches(Image.fromarray(frame), clip=True) for frame in frames]
+        grid = cuts[0][1:]
+        parts = [labels([(clip.thing, spot) for spot in spots[k:k + 2]], grid, pictures.MAX_CLIP_PATCHES).part
+                 for k in range(0, len(spots), 2)]
+        for part in parts:
+            part[:, 3] = -100  # a thing that moves has no place
         frames = [_pad(cut, pictures.MAX_CLIP_PATCHES) for cut, _, _ in cuts]
         _, asked, answer = grammar.clip_question(self.rng, clip)
         sound = self._spoken_of(asked) if self.rng.random() < 0.3 else None
-        shown = ("clip", (frames, CLIP_GRID_INDEX[cuts[0][1:]]))
+        shown = ("clip", (frames, CLIP_GRID_INDEX[grid], parts))
         self.writer.user(talk, self._shuffled(shown, sound or ("text", asked)))
         self.writer.assistant(talk, "clip", answer)
         while len(talk.ids) < self._most - 25:
@@ -407,15 +451,15 @@ class Talks:
             self.writer.assistant(talk, "clip", answer)
         return talk
 
-    def _varied(self, frames, clip):
+    def _varied(self, frames, clip, spots):
         """A clip as it is, mirrored, or backwards."""
         way = clip.direction
         if self._turned():
-            frames = np.ascontiguousarray(frames[:, :, ::-1])
+            frames, spots = np.ascontiguousarray(frames[:, :, ::-1]), [(1 - x, y, radius) for x, y, radius in spots]
             way = 1 - way if way in (0, 1) else way
         if self._turned():
-            frames, way = frames[::-1], way ^ 1 if way >= 0 else way
-        return frames, replace(clip, direction=way)
+            frames, spots, way = frames[::-1], spots[::-1], way ^ 1 if way >= 0 else way
+        return frames, replace(clip, direction=way), spots
 
     def _small(self, talk):
         while True:
@@ -453,7 +497,7 @@ class Shape:
     patches: int = pictures.MAX_PATCHES
     chunks: int = 60
     sounds: int = 42
-    wanted: int = 1536
+    wanted: int = 2048
     phonemes: int = 96
     kind: str | None = None  # of all conversations (Talks.draw)
 
@@ -487,20 +531,34 @@ class Packer:
             row, left = [], s.length
             while True:
                 while len(self._waiting) < 2 * s.rows:
-                    self._waiting.append(self._draw())
+                    self._waiting.append(self._draw(self._shape.kind))
                 fitting = [(len(talk.ids), -k) for k, talk in enumerate(self._waiting)
                            if len(talk.ids) <= left and self._room(used, talk)]
                 if not fitting:
-                    break
+                    talk = self._filler(left, used)
+                    if not talk:
+                        break
+                    row.append(talk)
+                    left, used = left - len(talk.ids), self._room(used, talk)
+                    continue
                 talk = self._waiting.pop(-(max(fitting)[1] if row else max(k for _, k in fitting)))
                 row.append(talk)
                 left, used = left - len(talk.ids), self._room(used, talk)
             rows.append(row)
         return rows
 
-    def _draw(self):
+    def _filler(self, left, used):
+        """A conversation without sounds that fits: what waits may all be spoken, and the room for sounds be full."""
+        if self._shape.kind is None and left > 40:
+            for _ in range(4):
+                talk = self._draw("silent")
+                if len(talk.ids) <= left and self._room(used, talk):
+                    return talk
+        return None
+
+    def _draw(self, kind):
         while True:
-            talk = self._talks.draw(self._shape.kind)
+            talk = self._talks.draw(kind)
             if len(talk.ids) <= self._shape.length and all(len(p) <= self._shape.phonemes for _, p in talk.sounds):
                 return talk
 
@@ -509,11 +567,12 @@ class Packer:
         b = {"index": np.zeros((s.rows, s.length), np.int64), "position": np.zeros((s.rows, s.length, 3), np.int64),
              "segment": np.full((s.rows, s.length), -1, np.int64), "wanted": np.zeros(s.wanted, np.int64),
              "label": np.full(s.wanted, -100, np.int64), "answer": np.full(s.wanted, -1, np.int64),
-             "weight": np.zeros(s.wanted, np.float32),
+             "weight": np.zeros(s.wanted, np.float32), "shown": np.full(s.wanted, -100, np.int64),
              "pixels": np.zeros((s.stills + 2 * s.moving, s.patches, pictures.PATCH_VALUES), np.uint8),
              "grid": np.zeros(s.stills + s.moving, np.int64),
              "under": np.full((s.stills, s.patches), -100, np.int64),
              "held": np.full((s.stills, s.patches // 4, 3), -100, np.int64),
+             "part": np.full((s.stills + s.moving, s.patches // 4, 4), -100, np.int64),
              "mel": np.zeros((s.chunks, CHUNK, speech.BINS), np.float16), "frames": np.ones(s.chunks, np.int64),
              "sound_index": np.zeros((s.sounds, 120), np.int64), "sound_length": np.ones(s.sounds, np.int64),
              "phonemes": np.zeros((s.sounds, s.phonemes), np.int64), "phoneme_count": np.zeros(s.sounds, np.int64)}
@@ -538,46 +597,49 @@ class Packer:
                         b["mel"][chunk, :part.shape[0]], b["frames"][chunk] = part, part.shape[0]
                         chunk += 1
                 base = {"still": v + per_picture * still, "moving": v + per_picture * (s.stills + moving)}
-                for patches, grid, labels in talk.stills:
+                for patches, grid, asked in talk.stills:
                     b["pixels"][still], b["grid"][still] = patches, grid
-                    if labels is not None:
-                        b["under"][still], b["held"][still] = labels
-                        cells = network.GRIDS[grid][0] * network.GRIDS[grid][1]
-                        b["under"][still, cells:], b["held"][still, cells // 4:] = -100, -100
+                    b["under"][still], b["held"][still], b["part"][still] = asked.under, asked.held, asked.part
                     still += 1
-                for first, second, grid in talk.moving:
+                for first, second, grid, part in talk.moving:
                     b["pixels"][s.stills + moving], b["pixels"][s.stills + s.moving + moving] = first, second
-                    b["grid"][s.stills + moving] = grid
+                    b["grid"][s.stills + moving], b["part"][s.stills + moving] = grid, part
                     moving += 1
                 media = [starts[i] + k if kind == "sound" else base[kind] + per_picture * i + k for kind, i, k in talk.media]
                 end = at + len(talk.ids)
                 b["index"][r, at:end] = [t if t >= 0 else media[-1 - t] for t in talk.ids]
                 b["position"][r, at:end], b["segment"][r, at:end] = talk.position, number
-                sizes = np.bincount([answer for *_, answer in talk.wanted])
-                for where, token, answer in talk.wanted:
+                sizes = np.bincount([answer for _, _, answer, _ in talk.wanted])
+                for where, token, answer, shown in talk.wanted:
+                    b["shown"][place] = at + shown if shown >= 0 else -100
                     b["wanted"][place], b["label"][place] = r * s.length + at + where, token
                     b["weight"][place] = sizes[answer] ** -0.5
                     b["answer"][place] = len(kinds) + answer
                     place += 1
                 kinds += talk.answers
                 at = end
-        b["held"][b["held"] == -1] = -100
         return {name: torch.from_numpy(array) for name, array in b.items()} | {"kinds": kinds, "shape": s}
 
 
 class Batches(torch.utils.data.IterableDataset):
-    def __init__(self, folder, tokenizer_file, seed, shape: Shape, alphabet: str, hard: bool = False):
-        self._arguments = folder, tokenizer_file, seed, shape, alphabet, hard
+    """Batches of one shape; parts: (number of a segment, of the second stage?, batches in it).
+
+    What a segment holds depends on the seed and on its number, not on what was drawn before it.
+    """
+
+    def __init__(self, folder, tokenizer_file, seed, shape: Shape, alphabet: str,
+                 parts=((0, False, sys.maxsize),)):
+        self._arguments, self._parts = (folder, tokenizer_file, seed, shape, alphabet), parts
 
     def __iter__(self):
         from tokenizers import Tokenizer
-        folder, file, seed, shape, alphabet, hard = self._arguments
-        worker = torch.utils.data.get_worker_info()
-        seed = f"{seed} {worker.id if worker else 0} {shape.kind}"
-        talks = Talks(folder, Tokenizer.from_file(file), seed, most=shape.length - 10, hard=hard)
-        packer = Packer(talks, shape, alphabet)
-        while True:
-            yield packer.batch()
+        folder, file, seed, shape, alphabet = self._arguments
+        talks = Talks(folder, Tokenizer.from_file(file), most=shape.length - 10)
+        for number, hard, count in self._parts:
+            talks.begin(f"{seed} {number} {shape.kind}", hard)
+            packer = Packer(talks, shape, alphabet)
+            for _ in range(count):
+                yield packer.batch()
 
 
 def alphabet_of(folder: pathlib.Path) -> str:

@@ -19,6 +19,9 @@ CELLS = ("at the top left", "at the top", "at the top right",
 NUMBERS = ("none", "one", "two", "three", "four")
 DIRECTIONS = ("to the left", "to the right", "up", "down")
 
+# Marks in an answer: OPEN + 9 * picture + cell, words about the thing there, CLOSE (about, plain, spans).
+OPEN, CLOSE = "\ue000", "\ue0ff"
+
 SYSTEM = "You are a helpful assistant."
 UNKNOWN = "I do not know."
 NO_PICTURE = "I see no picture."
@@ -58,7 +61,8 @@ def plural(shape: str) -> str:
 
 
 def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    first = next(k for k, letter in enumerate(text) if letter < OPEN)
+    return text[:first] + text[first].upper() + text[first + 1:]
 
 
 def sentence(text: str) -> str:
@@ -84,11 +88,52 @@ def random_clip(rng: random.Random) -> Clip:
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 
+def about(thing: Thing, text: str, picture: int = 0) -> str:
+    """The text, marked as words about a thing of the first or second picture."""
+    return chr(ord(OPEN) + 9 * picture + thing.cell) + text + CLOSE
+
+
+def plain(text: str) -> str:
+    """The text without marks."""
+    return "".join(letter for letter in text if letter < OPEN)
+
+
+def spans(text: str) -> list[tuple[int, int, int]]:
+    """Where the plain text speaks about things: (start, end, 9 * picture + cell)."""
+    found, at, start, number = [], 0, 0, 0
+    for letter in text:
+        if letter == CLOSE:
+            found.append((start, at, number))
+        elif letter >= OPEN:
+            start, number = at, ord(letter) - ord(OPEN)
+        else:
+            at += 1
+    return found
+
+
 def describe(scene: Scene) -> str:
-    parts = [f"{thing.phrase} {CELLS[thing.cell]}" for thing in scene.things]
-    if len(parts) == 1:
-        return sentence(parts[0])
-    return sentence(", ".join(parts[:-1]) + " and " + parts[-1])
+    return plain(described(scene))
+
+
+def described(scene: Scene, picture: int = 0) -> str:
+    """describe() with marks."""
+    return sentence(_joined([about(t, f"{t.phrase} {CELLS[t.cell]}", picture) for t in scene.things]))
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def number(things: list[Thing]) -> str:
+    """How many there are, after what they are: a small network counts what it has said."""
+    if not things:
+        return sentence(NUMBERS[0])
+    named = _joined([about(t, f"{_article(t.color)} {t.color} {t.shape}") for t in things])
+    return sentence(f"{named}: {NUMBERS[len(things)]}")
+
+
+def _article(word: str) -> str:
+    return "an" if word == "orange" else "a"
 
 
 def describe_clip(clip: Clip) -> str:
@@ -99,28 +144,38 @@ def describe_clip(clip: Clip) -> str:
 
 def mirrored(scene: Scene) -> Scene:
     """The scene with left and right exchanged."""
-    return _scene(replace(thing, cell=thing.cell + 2 - 2 * (thing.cell % 3)) for thing in scene.things)
+    return _scene(mirrored_thing(thing) for thing in scene.things)
+
+
+def mirrored_thing(thing: Thing) -> Thing:
+    return replace(thing, cell=thing.cell + 2 - 2 * (thing.cell % 3))
 
 
 def change(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
     """Return a second scene that differs in one way (or not at all) and the sentence that says how."""
     second = _changed(rng, scene)
-    return second, difference(scene, second)
+    return second, plain(compare(scene, second))
+
+
+def compare(first: Scene, second: Scene) -> str:
+    """What is in the first picture, what is in the second, and how they differ."""
+    lower = lambda text: text[0] + text[1].lower() + text[2:]  # after the first thing's mark
+    return f"First {lower(described(first))} Then {lower(described(second, 1))} {difference(first, second)}"
 
 
 def difference(first: Scene, second: Scene) -> str:
-    """The sentence that says how the second scene differs from the first; of one thing at most, in one way."""
+    """The sentence that says how the second scene differs from the first; of one thing at most, in one way. With marks."""
     gone, new = (next((t for t in a.things if t not in b.things), None) for a, b in ((first, second), (second, first)))
     if not gone:
-        return sentence(f"{new.phrase} appears {CELLS[new.cell]}") if new else "Nothing changes."
-    name = f"the {gone.color} {gone.shape}"
+        return sentence(about(new, f"{new.phrase} appears {CELLS[new.cell]}", 1)) if new else "Nothing changes."
     if not new:
-        return sentence(f"the {gone.size} {gone.color} {gone.shape} disappears")
+        return sentence(about(gone, f"the {gone.size} {gone.color} {gone.shape} disappears"))
+    name = about(gone, f"the {gone.color} {gone.shape}")
     if new.cell != gone.cell:
-        return sentence(f"{name} moves from {_spot(gone)} to {_spot(new)}")
+        return sentence(f"{name} moves from {about(gone, _spot(gone))} to {about(new, _spot(new), 1)}")
     if new.size != gone.size:
-        return sentence(f"{name} becomes {new.size}")
-    return sentence(f"{name} becomes a {new.shape}" if new.shape != gone.shape else f"{name} becomes {new.color}")
+        return sentence(f"{name} becomes {about(new, new.size, 1)}")
+    return sentence(f"{name} becomes {about(new, f'a {new.shape}' if new.shape != gone.shape else new.color, 1)}")
 
 
 def _changed(rng: random.Random, scene: Scene) -> Scene:
@@ -187,7 +242,7 @@ def ask_color(rng, scene):
     if not names:
         return None
     form = rng.choice(("What color is the {}?", "Which color is the {}?", "What is the color of the {}?"))
-    return form.format(names[0]), sentence(thing.color)
+    return form.format(names[0]), sentence(about(thing, thing.color))
 
 
 def ask_shape(rng, scene):
@@ -195,7 +250,7 @@ def ask_shape(rng, scene):
     if sum(t.color == thing.color for t in scene.things) > 1:
         return None
     form = rng.choice(("What shape is {}?", "Which shape is {}?", "What is the {} shape?"))
-    return form.format(thing.color), sentence(f"a {thing.shape}")
+    return form.format(thing.color), sentence(about(thing, f"a {thing.shape}"))
 
 
 def ask_size(rng, scene):
@@ -204,7 +259,7 @@ def ask_size(rng, scene):
     if not names:
         return None
     form = rng.choice(("How big is the {}?", "What size is the {}?", "Is the {} small or large?"))
-    return form.format(rng.choice(names)), sentence(thing.size)
+    return form.format(rng.choice(names)), sentence(about(thing, thing.size))
 
 
 def ask_place(rng, scene):
@@ -212,28 +267,27 @@ def ask_place(rng, scene):
     names = references(scene, thing)
     if not names:
         return None
-    return f"Where is the {rng.choice(names)}?", sentence(CELLS[thing.cell])
+    return f"Where is the {rng.choice(names)}?", sentence(about(thing, CELLS[thing.cell]))
 
 
 def ask_at(rng, scene):
     taken = {t.cell: t for t in scene.things}
     cell = rng.choice(list(taken)) if rng.random() < 0.75 else rng.randrange(9)
-    return f"What is {CELLS[cell]}?", sentence(taken[cell].phrase) if cell in taken else "Nothing."
+    return f"What is {CELLS[cell]}?", (
+        sentence(about(taken[cell], taken[cell].phrase)) if cell in taken else "Nothing.")
 
 
 def ask_count(rng, scene):
     kind = rng.random()
     if kind < 0.4:
-        return rng.choice(COUNT_ALL), sentence(NUMBERS[len(scene.things)])
+        return rng.choice(COUNT_ALL), number(list(scene.things))
     thing = rng.choice(scene.things)
     absent = rng.random() < 0.15
     if kind < 0.7:
         color = rng.choice(COLORS) if absent else thing.color
-        count = sum(t.color == color for t in scene.things)
-        return f"How many {color} shapes are there?", sentence(NUMBERS[count])
+        return f"How many {color} shapes are there?", number([t for t in scene.things if t.color == color])
     shape = rng.choice(SHAPES) if absent else thing.shape
-    count = sum(t.shape == shape for t in scene.things)
-    return f"How many {plural(shape)} are there?", sentence(NUMBERS[count])
+    return f"How many {plural(shape)} are there?", number([t for t in scene.things if t.shape == shape])
 
 
 def ask_exists(rng, scene):
@@ -244,9 +298,8 @@ def ask_exists(rng, scene):
         color, shape = rng.choice(COLORS), thing.shape
     else:
         color, shape = thing.color, rng.choice(SHAPES)
-    found = any(t.color == color and t.shape == shape for t in scene.things)
-    article = "an" if color == "orange" else "a"
-    return f"Is there {article} {color} {shape}?", "Yes." if found else "No."
+    found = next((t for t in scene.things if t.color == color and t.shape == shape), None)
+    return f"Is there {_article(color)} {color} {shape}?", about(found, "Yes") + "." if found else "No."
 
 
 def ask_relation(rng, scene):
@@ -256,9 +309,11 @@ def ask_relation(rng, scene):
     if any(sum(t.shape == x.shape for t in scene.things) > 1 for x in (a, b)):
         return None
     columns, rows = a.cell % 3 - b.cell % 3, a.cell // 3 - b.cell // 3
+    first, second = about(a, f"The {a.shape} is {CELLS[a.cell]}"), about(b, f"the {b.shape} {CELLS[b.cell]}")
+    places = f"{first} and {second}"
     if columns and (not rows or rng.random() < 0.5):
-        return f"Is the {a.shape} left or right of the {b.shape}?", "Left." if columns < 0 else "Right."
-    return f"Is the {a.shape} above or below the {b.shape}?", "Above." if rows < 0 else "Below."
+        return f"Is the {a.shape} left or right of the {b.shape}?", f"{places}: {'left' if columns < 0 else 'right'}."
+    return f"Is the {a.shape} above or below the {b.shape}?", f"{places}: {'above' if rows < 0 else 'below'}."
 
 
 def ask_absent(rng, scene):
@@ -277,6 +332,12 @@ QUESTION_WEIGHTS = {"color": 8, "shape": 2, "size": 3, "place": 5, "at": 4, "cou
 
 def question(rng: random.Random, scene: Scene, weights: dict[str, int] = QUESTION_WEIGHTS) -> tuple[str, str, str]:
     """Draw a question about a scene: (kind, question, answer). A kind the scene cannot be asked gives another."""
+    kind, asked, answer = marked_question(rng, scene, weights)
+    return kind, asked, plain(answer)
+
+
+def marked_question(rng: random.Random, scene: Scene, weights: dict[str, int]) -> tuple[str, str, str]:
+    """question() with marks in the answer."""
     while True:
         chosen = rng.choices(list(weights), list(weights.values()))[0]
         asked = QUESTIONS[chosen](rng, scene)

@@ -61,7 +61,7 @@ class Writer:
 
     def clip(self, clip: grammar.Clip) -> dict:
         name = self._name("mp4")
-        frames = pictures.draw_clip(self.rng, clip, 2 * CLIP_RATE)
+        frames, _ = pictures.draw_clip(self.rng, clip, 2 * CLIP_RATE)
         width, height = frames[0].size
         subprocess.run(["ffmpeg", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s",
                         f"{width}x{height}", "-r", str(CLIP_RATE), "-i", "-", "-pix_fmt", "yuv420p", "-crf", "16",
@@ -139,7 +139,7 @@ def examples(writer: Writer) -> None:
     writer.add("spoken question", [picture, writer.sound(asked)], place)
     writer.lines[-1]["spoken"] = asked
     writer.add("typed question", [picture, writer.text(asked)], place)
-    writer.add("typed question", [picture, writer.text("How many shapes are there?")], "Three.")
+    writer.add("typed question", [picture, writer.text("How many shapes are there?")], grammar.plain(grammar.number(list(scene.things))))
     second, says = grammar.change(rng, scene)
     while second == scene:
         second, says = grammar.change(rng, scene)

@@ -27,6 +27,8 @@ TOKENS_PER_SECOND = 25
 GRIDS = tuple((2 * h, 2 * w) for h in range(1, 17) for w in range(1, 17) if 6 <= h * w <= 16 and 6 >= max(h, w))
 CLIP_GRIDS = ((24, 24), (20, 28), (28, 20), (18, 32), (32, 18))
 FAR = -30000.0
+# Text layers whose first head learns to look at the thing that is spoken about.
+POINTING = (2, 3)
 
 
 def init(seed: int, config: dict = CONFIG) -> dict[str, torch.Tensor]:
@@ -280,10 +282,14 @@ def text_tables(position, segment, config: dict = CONFIG):
 
 
 def text(w, source, index, cos, sin, mask, wanted, config: dict = CONFIG):
-    """Logits of the next token at wanted places [s], flat: float32 [s, vocabulary]. The rest as hidden() takes it."""
-    x = _text_layers(w, source, index, cos, sin, mask, config)
+    """Logits of the next token at wanted places [s], flat: float32 [s, vocabulary]. The rest as hidden() takes it.
+
+    Also how the first head of every POINTING layer looks from there at its row: float32 [layers, s, length].
+    """
+    x, looks = _text_layers(w, source, index, cos, sin, mask, config)
     x = _rms(w, "thinker.model.norm", x.reshape(index.numel(), -1)[wanted])
-    return _linear(w, "thinker.lm_head", x).float()
+    looks = torch.stack([look.view(index.numel(), -1)[wanted] for look in looks])
+    return _linear(w, "thinker.lm_head", x).float(), looks
 
 
 def hidden(w, source, index, cos, sin, mask, config: dict = CONFIG):
@@ -292,24 +298,27 @@ def hidden(w, source, index, cos, sin, mask, config: dict = CONFIG):
     source [m, hidden]: merged pictures and sounds, which follow the vocabulary in index [rows, length];
     cos, sin, mask: text_tables().
     """
-    return _rms(w, "thinker.model.norm", _text_layers(w, source, index, cos, sin, mask, config))
+    return _rms(w, "thinker.model.norm", _text_layers(w, source, index, cos, sin, mask, config)[0])
 
 
 def _text_layers(w, source, index, cos, sin, mask, config):
     c, p = config, "thinker.model."
     rows, length = index.shape
     table = torch.cat((_cast(w[p + "embed_tokens.weight"]), source))
-    x = F.embedding(index, table)
+    x, looks = F.embedding(index, table), []
     q_size, kv_size = c["heads"] * c["head"], c["kv_heads"] * c["head"]
     for k in range(c["layers"]):
         b = f"{p}layers.{k}."
         names = [b + "self_attn." + s for s in ("q_proj", "k_proj", "v_proj")]
         q, key, v = _joint(w, names, _rms(w, b + "input_layernorm", x)).split((q_size, kv_size, kv_size), -1)
         shape = (rows, length, -1, c["head"])
-        mixed = _attend(_turn(q.reshape(shape), cos, sin), _turn(key.reshape(shape), cos, sin), v.reshape(shape), mask)
+        q, key = _turn(q.reshape(shape), cos, sin), _turn(key.reshape(shape), cos, sin)
+        mixed = _attend(q, key, v.reshape(shape), mask)
+        if k in POINTING:
+            looks.append(torch.bmm(q[:, :, 0], key[:, :, 0].transpose(1, 2)).float() * c["head"] ** -0.5 + mask[:, 0, 0])
         x = x + _linear(w, b + "self_attn.o_proj", mixed)
         inner = _rms(w, b + "post_attention_layernorm", x)
         gate, up = F.linear(inner, _cast(torch.cat((w[b + "mlp.gate_proj.weight"],
                                                     w[b + "mlp.up_proj.weight"])))).chunk(2, -1)
         x = x + _linear(w, b + "mlp.down_proj", F.silu(gate) * up)
-    return x
+    return x, looks

@@ -164,8 +164,8 @@ def draw_scene(rng: random.Random, scene: Scene, size=None) -> tuple[Image.Image
     return picture, [(x / width, y / height, r / min(height, width)) for x, y, r in spots]
 
 
-def draw_clip(rng: random.Random, clip: Clip, frames: int) -> list[Image.Image]:
-    """Draw the frames of a clip of two seconds, evenly spaced from its first moment to its last."""
+def draw_clip(rng: random.Random, clip: Clip, frames: int):
+    """Draw the frames of a clip of two seconds, evenly spaced from its first moment to its last: frames and spots."""
     height, width = random_clip_size(rng)
     radius = rng.uniform(*RADIUS[clip.thing.size]) * min(height, width)
     travel = rng.uniform(0.35, 0.62)
@@ -173,7 +173,7 @@ def draw_clip(rng: random.Random, clip: Clip, frames: int) -> list[Image.Image]:
     base, looks = ground(rng, height, width), _looks(rng, (clip.thing,))
     margin_x, margin_y = radius * 1.1 / width, radius * 1.1 / height
     still = (rng.uniform(0.25, 0.75), rng.uniform(0.25, 0.75))
-    pictures = []
+    pictures, spots = [], []
     for k in range(frames):
         along = start + travel * k / (frames - 1)
         if clip.direction in (0, 2):
@@ -182,7 +182,8 @@ def draw_clip(rng: random.Random, clip: Clip, frames: int) -> list[Image.Image]:
         x, y = min(max(x, margin_x), 1 - margin_x), min(max(y, margin_y), 1 - margin_y)
         picture = _render(base, (clip.thing,), [(x * width, y * height, radius)], *looks)
         pictures.append(finish(rng, picture))
-    return pictures
+        spots.append((x, y, radius / min(height, width)))
+    return pictures, spots
 
 
 def patches(picture: Image.Image, clip: bool = False) -> tuple[np.ndarray, int, int]:

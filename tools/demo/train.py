@@ -1,12 +1,11 @@
 """Trains the demo model's understanding on two CPU cores: encoders with dense auxiliary losses first, then everything.
 
-    python train.py WORK --steps 6000 --hard-steps 3600 --seed 7
+    python train.py WORK --steps 6000 --hard-steps 8000 --seed 7
 
-WORK holds the pools (built when missing), checkpoint.pt (written every few minutes; a later run goes on from it) and
-log.jsonl. In the first stage (--steps) the learning rate is level and falls to zero over the last 30 %. The second
-(--hard-steps) asks what the first leaves unlearnt, and its rate falls to zero from its first step on. A file WORK/steps
-with a number overrides the last step while the training runs: on a machine that is shared, nobody knows beforehand how
-fast it goes.
+WORK holds the pools (built when missing), checkpoint.pt and log.jsonl. In the first stage (--steps) the learning rate is
+level and falls to zero over the last 30 %. The second (--hard-steps) asks what the first leaves unlearnt, and its rate
+falls to zero from its first step on. Training goes in segments (--segment): each has its own order of data, drawn from
+the seed and the segment's number, and ends with a checkpoint. A later run goes on from it and comes to the same weights.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ import dataclasses
 import json
 import math
 import pathlib
-import signal
 import time
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 import data
 import network
@@ -33,7 +30,8 @@ CLIP_EVERY = 13  # steps
 MIXED_EVERY = 3  # steps; the others are silent
 FALL = 0.3  # share of the first stage's steps over which the learning rate falls
 HARD_RATE = 0.6  # of the first stage's rate: where the second stage's begins
-HARD_CLIP_EVERY, HARD_MIXED_EVERY = 9, 2
+HARD_CLIP_EVERY, HARD_MIXED_EVERY = 7, 2
+KEEP = 0.998  # of the running average, each step
 
 
 class Muon:
@@ -99,12 +97,17 @@ class Trainer:
         self.weights = network.init(seed)
         generator = torch.Generator().manual_seed(seed + 1)
         for name, out, size in (("phoneme", len(self.alphabet) + 1, c["hidden"]), ("under", 9, c["v_hidden"]),
-                                ("held", 7 + 8 + 2, c["hidden"]), ("cell", 9, c["hidden"])):
+                                ("held", 7 + 8 + 2, c["hidden"]), ("cell", 9, c["hidden"]),
+                                ("part", 6 + 8 + 2 + 9, c["hidden"])):
             self.weights[f"aux.{name}.weight"] = torch.randn(out, size, generator=generator) / math.sqrt(size)
         for weight in self.weights.values():
             weight.requires_grad_()
         self._networks: dict[data.Shape, tuple] = {}
-        self._generator = torch.Generator().manual_seed(seed + 2)
+        self._seed, self._generator = seed, torch.Generator()
+
+    def segment(self, number: int) -> None:
+        """Begin a segment: its random draws do not depend on those before."""
+        self._generator.manual_seed(1000003 * self._seed + number)
 
     def _of(self, shape: data.Shape):
         """The three networks compiled for the shapes of one kind of batch."""
@@ -136,8 +139,10 @@ class Trainer:
         """Losses that tell the encoders what is where in a picture and which phonemes are in a sound."""
         w, stills = self.weights, b["shape"].stills
         cells = network.cell_table(_grids(b["shape"]), b["shape"].patches)[b["grid"]]
+        cells[(b["part"][..., 0] < 0).all(1)] = -100  # no picture
         found = {"cell": F.cross_entropy(F.linear(merged.float(), w["aux.cell.weight"]).flatten(0, 1),
                                          cells.flatten())}
+        found["part"] = _sections(F.linear(merged.float(), w["aux.part.weight"]), b["part"], (6, 8, 2, 9))
         if stills:
             found |= self._seen(b, seen[:stills].float(), merged[:stills].float())
         sounds = b["phoneme_count"] > 0
@@ -150,10 +155,7 @@ class Trainer:
     def _seen(self, b, seen, merged):
         w = self.weights
         under = F.cross_entropy(F.linear(seen, w["aux.under.weight"]).flatten(0, 1), b["under"].flatten())
-        held = F.linear(merged, w["aux.held.weight"]).flatten(0, 1)
-        held = sum(F.cross_entropy(part, b["held"][..., k].flatten())
-                   for k, part in enumerate(held.split((7, 8, 2), -1)))
-        return {"under": under, "held": held}
+        return {"under": under, "held": _sections(F.linear(merged, w["aux.held.weight"]), b["held"], (7, 8, 2))}
 
     def logits(self, b, merged, heard):
         source = torch.cat((merged.reshape(-1, merged.shape[-1]), heard))
@@ -167,7 +169,10 @@ class Trainer:
         found = self.auxiliary(b, seen, merged, heard)
         if with_text:
             name = "clip" if b["shape"].kind == "clip" else "answer"
-            logits = self.logits(b, merged, heard)
+            logits, looks = self.logits(b, merged, heard)
+            if b["shape"].stills:
+                shown = b["shown"].expand(looks.shape[0], -1)
+                found["look"] = F.cross_entropy(looks.flatten(0, 1), shown.flatten())
             if hard:
                 weight = b["weight"]
                 found[name] = (F.cross_entropy(logits, b["label"], reduction="none") * weight).sum() / weight.sum()
@@ -181,12 +186,19 @@ class Trainer:
         found: dict[str, list[int]] = {}
         for b in batches:
             _, merged, heard = self.encode(b, False)
-            wrong = (self.logits(b, merged, heard).argmax(-1) != b["label"]) & (b["label"] >= 0)
+            wrong = (self.logits(b, merged, heard)[0].argmax(-1) != b["label"]) & (b["label"] >= 0)
             bad = set(b["answer"][wrong].tolist())
             for number, kind in enumerate(b["kinds"]):
                 right, total = found.setdefault(kind, [0, 0])
                 found[kind] = [right + (number not in bad), total + 1]
         return {kind: tuple(pair) for kind, pair in sorted(found.items())}
+
+
+def _sections(scores, labels, sizes):
+    """Sum of the cross entropies of several labels, each with its section of the scores; a label may be missing all over."""
+    losses = [F.cross_entropy(part.flatten(0, 1), labels[..., k].flatten(), reduction="sum") /
+              (labels[..., k] >= 0).sum().clamp(min=1) for k, part in enumerate(scores.split(sizes, -1))]
+    return sum(losses)
 
 
 def _grids(shape: data.Shape):
@@ -226,24 +238,102 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=6000, help="of the first stage")
-    parser.add_argument("--hard-steps", type=int, default=3600, help="of the second stage")
+    parser.add_argument("--hard-steps", type=int, default=8000, help="of the second stage")
+    parser.add_argument("--until", type=int, help="stop after this step, to go on later")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the pools")
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=2, help="one where other work keeps the cores busy: two wait for each other")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--segment", type=int, default=200, help="steps; both stages are whole numbers of them")
     parser.add_argument("--test-every", type=int, default=400)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.steps % options.segment or options.hard_steps % options.segment:
+        parser.error(f"--steps {options.steps} and --hard-steps {options.hard_steps} must be multiples of --segment "
+                     f"{options.segment}")
+    return options
 
 
-def supply(options, trainer, folder, seed, shape, hard=False):
-    return data.Batches(options.work / folder, trainer.tokenizer_file, seed, shape, trainer.alphabet, hard)
+def shape_at(options, step: int) -> data.Shape:
+    """The kind of batch that a step trains on."""
+    alone, hard = step < ENCODERS * options.steps, step >= options.steps
+    clip_every, mixed_every = (HARD_CLIP_EVERY, HARD_MIXED_EVERY) if hard else (CLIP_EVERY, MIXED_EVERY)
+    if not alone and step % clip_every == 0:
+        return data.CLIPS
+    return data.Shape() if alone or step % mixed_every == 0 else data.SILENT
 
 
-def batches(options, trainer, first):
-    """An endless supply of a stage's training batches for each shape, made by one process each."""
+def plan(options, shape: data.Shape):
+    """How the batches of a shape follow one another: (segment, of the second stage?, batches) for every segment."""
+    for start in range(0, options.steps + options.hard_steps, options.segment):
+        count = sum(shape_at(options, step) == shape for step in range(start, start + options.segment))
+        yield start // options.segment, start >= options.steps, count
+
+
+def supply(options, alphabet, folder, seed, shape, parts):
+    return data.Batches(options.work / folder, str(options.work / "tokenizer.json"), seed, shape, alphabet, parts)
+
+
+def batches(options, alphabet, first):
+    """The training batches of each shape from a step on, made by one process each."""
     return {shape: iter(torch.utils.data.DataLoader(
-        supply(options, trainer, "pools", options.seed + first, shape, first >= options.steps), batch_size=None,
-        num_workers=1, prefetch_factor=4)) for shape in (data.Shape(), data.SILENT, data.CLIPS)}
+        supply(options, alphabet, "pools", options.seed, shape,
+               [part for part in plan(options, shape) if part[0] * options.segment >= first]),
+        batch_size=None, num_workers=1, prefetch_factor=4)) for shape in (data.Shape(), data.SILENT, data.CLIPS)}
+
+
+class Progress:
+    """Weights, their running average, the optimiser and the step: all that a later run goes on from."""
+
+    def __init__(self, options, trainer):
+        self.weights, self.optimizer, self.step = trainer.weights, Muon(trainer.weights), 0
+        self.average = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
+        self._path = options.work / "checkpoint.pt"
+        if self._path.exists():
+            saved = torch.load(self._path)
+            self.step, self.average = saved["step"], saved["average"]
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    weight.copy_(saved["weights"][name])
+            self.optimizer.restore(saved["optimizer"])
+
+    def save(self) -> None:
+        spare = self._path.with_suffix(".new")
+        torch.save({"step": self.step, "weights": {k: v.detach() for k, v in self.weights.items()},
+                    "average": self.average, "optimizer": self.optimizer.state()}, spare)
+        spare.rename(self._path)
+
+    def advance(self, rate: float) -> None:
+        """One step along the gradients."""
+        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), 5.0)
+        self.optimizer.step(rate)
+        with torch.no_grad():
+            keep = min(KEEP, (self.step + 1) / (self.step + 20))
+            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - keep)
+        for weight in self.weights.values():
+            weight.grad = None
+        self.step += 1
+
+
+class Log:
+    """Mean losses every 50 steps and whatever else is told, a line each."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file, self._sums, self._since, self._count = path.open("a"), {}, time.time(), 0
+
+    def add(self, step: int, found) -> None:
+        for name, value in found.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + float(value.detach()), count + 1
+        self._count += 1
+        if step % 50 == 0:
+            means = {name: round(total / count, 4) for name, (total, count) in self._sums.items()}
+            self.line({"step": step, "seconds": round((time.time() - self._since) / self._count, 3)} | means)
+            self._sums, self._count = {}, 0
+
+    def line(self, line) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._since = time.time()
 
 
 def main() -> None:
@@ -251,90 +341,36 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     prepare(options.work, options.seed, options.scale)
     trainer = Trainer(options.work, options.seed)
-    optimizer = Muon(trainer.weights)
-    average = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
-    first, path = 0, options.work / "checkpoint.pt"
-    if path.exists():
-        saved = torch.load(path)
-        first = saved["step"]
-        with torch.no_grad():
-            for name, weight in trainer.weights.items():
-                weight.copy_(saved["weights"][name])
-        average = saved["average"]
-        optimizer.restore(saved["optimizer"])
+    progress, log = Progress(options, trainer), Log(options.work / "log.jsonl")
     tests = [b for shape, count in ((data.Shape(), 6), (data.CLIPS, 3))
-             for _, b in zip(range(count), supply(options, trainer, "held_out", 1, shape))]
-    train_on = batches(options, trainer, first)
-    log = (options.work / "log.jsonl").open("a")
-    sums, since, saved_at = {}, time.time(), time.time()
-    stopped = []
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))  # saves before it ends
-    step, steps = first, planned(options)
-    while step < steps and not stopped:
-        alone, hard = step < ENCODERS * options.steps, step >= options.steps
-        if step == options.steps > first:
-            train_on = batches(options, trainer, step)
-        b = next(train_on[_shape_at(step, alone, hard)])
-        found = trainer.losses(b, not alone, hard)
+             for b in supply(options, trainer.alphabet, "held_out", 1, shape, [(0, False, count)])]
+    train_on = batches(options, trainer.alphabet, progress.step)
+    last = options.steps + options.hard_steps
+    while progress.step < min(last, options.until or last):
+        if progress.step % options.segment == 0:
+            trainer.segment(progress.step // options.segment)
+        alone, hard = progress.step < ENCODERS * options.steps, progress.step >= options.steps
+        found = trainer.losses(next(train_on[shape_at(options, progress.step)]), not alone, hard)
         weight = 1.0 if alone else AUXILIARY
         sum(value * (1.0 if name in ("answer", "clip") else weight) for name, value in found.items()).backward()
-        torch.nn.utils.clip_grad_norm_(list(trainer.weights.values()), 5.0)
-        optimizer.step(rate_at(step, options.steps, steps, options.rate))
-        with torch.no_grad():
-            keep = min(0.998, (step + 1) / (step + 20))
-            torch._foreach_lerp_(list(average.values()), list(trainer.weights.values()), 1 - keep)
-        for weight in trainer.weights.values():
-            weight.grad = None
-        for name, value in found.items():
-            total, count = sums.get(name, (0.0, 0))
-            sums[name] = total + float(value.detach()), count + 1
-        step += 1
-        if step % 50 == 0:
-            line = {"step": step, "seconds": round((time.time() - since) / 50, 3)}
-            write(log, line | {name: round(total / count, 4) for name, (total, count) in sums.items()})
-            sums, since, steps = {}, time.time(), planned(options)
-        if step % options.test_every == 0 or step >= steps:
-            test(trainer, average, tests, log, step)
-            since = time.time()
-        if time.time() - saved_at > 180 or step >= steps or stopped:
-            save(path, step, trainer, average, optimizer)
-            saved_at = time.time()
+        progress.advance(rate_at(progress.step, options.steps, last, options.rate))
+        log.add(progress.step, found)
+        if progress.step % options.test_every == 0:
+            test(trainer, progress, tests, log)
+        if progress.step % options.segment == 0:
+            progress.save()
 
 
-def _shape_at(step: int, alone: bool, hard: bool) -> data.Shape:
-    clip_every, mixed_every = (HARD_CLIP_EVERY, HARD_MIXED_EVERY) if hard else (CLIP_EVERY, MIXED_EVERY)
-    if not alone and step % clip_every == 0:
-        return data.CLIPS
-    return data.Shape() if alone or step % mixed_every == 0 else data.SILENT
-
-
-def planned(options) -> int:
-    override = options.work / "steps"
-    return int(override.read_text()) if override.exists() else options.steps + options.hard_steps
-
-
-def test(trainer, average, tests, log, step) -> None:
+def test(trainer, progress, tests, log) -> None:
     """Exact answers of the averaged weights, rounded to bfloat16 as they will be exported."""
     kept = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
     with torch.no_grad():
         for name, weight in trainer.weights.items():
-            weight.copy_(average[name].bfloat16())
+            weight.copy_(progress.average[name].bfloat16())
         exact = trainer.exact(tests)
-        write(log, {"step": step, "exact": summary(exact), "of": exact})
+        log.line({"step": progress.step, "exact": summary(exact), "of": exact})
         for name, weight in trainer.weights.items():
             weight.copy_(kept[name])
-
-
-def save(path, step, trainer, average, optimizer) -> None:
-    spare = path.with_suffix(".new")
-    torch.save({"step": step, "weights": {k: v.detach() for k, v in trainer.weights.items()}, "average": average,
-                "optimizer": optimizer.state()}, spare)
-    spare.rename(path)
-
-
-def write(log, line) -> None:
-    log.write(json.dumps(line) + "\n")
-    log.flush()
 
 
 if __name__ == "__main__":
