@@ -99,8 +99,9 @@ cs_tensor cs_compute_scratch(cs_compute *compute, cs_dtype dtype, int64_t rows, 
     g_assert(rows >= 0 && cols > 0);
     size_t element = cs_dtype_size_bytes(dtype);
     int64_t padded = (cols + 31) / 32 * 32, stride = padded;
-    if ((size_t)stride * element % 4096 == 0)
-        stride += 32; /* rows a page apart would share the same few cache sets */
+    /* Rows a multiple of some lines apart would share the same few sets of a cache. */
+    if ((size_t)stride * element % (dtype == CS_DTYPE_BF16 ? 128 : 4096) == 0)
+        stride += 32;
     cs_tensor t = {
         .rows = rows, .cols = cols, .stride = stride, .pad = padded - cols, .dtype = dtype};
     if (compute->fault)

@@ -11,7 +11,8 @@
 #include <string.h>
 
 enum {
-    HALF = 6,            /* taps on one side */
+    TAPS = 12,
+    HALF = TAPS / 2,     /* taps on one side */
     BEFORE = 3,          /* pairs of a before row t that y[t] reads, and after it but one */
     PAIRS = 2 * BEFORE,  /* of a beyond the rows of y */
     MARGIN = 2 * BEFORE, /* rows of x on each side */
@@ -39,22 +40,33 @@ INLINE v16 sine_squared(v16 v)
     return z * p;
 }
 
+typedef struct {
+    v16 even[HALF], odd[HALF];
+} up_factors;
+
 /* n pairs of rows of a from n + 6 rows of x. */
-static void activate(const cs_snake_columns *s, int64_t n, const float *x, int64_t stride, float *a)
+static void activate(const cs_snake_columns *s, int64_t n, const float *x, int64_t stride,
+                     float *restrict a)
 {
     const v16 turns = load(s->turns), inverse_beta = load(s->inverse_beta);
+    up_factors f;
+    for (int i = 0; i < HALF; i++) {
+        f.even[i] = splat(s->even[i]);
+        f.odd[i] = splat(s->odd[i]);
+    }
     for (int64_t t = 0; t < n; t++, x += stride, a += 2 * CS_PANEL) {
-        v16 even = splat(s->even[0]) * load(x), odd = splat(s->odd[0]) * load(x + stride);
+        v16 row = load(x + stride), even = f.even[0] * load(x), odd = f.odd[0] * row;
         for (int i = 1; i < HALF; i++) {
-            even += splat(s->even[i]) * load(x + i * stride);
-            odd += splat(s->odd[i]) * load(x + (i + 1) * stride);
+            even += f.even[i] * row;
+            row = load(x + (i + 1) * stride);
+            odd += f.odd[i] * row;
         }
         store(a, even + inverse_beta * sine_squared(turns * even));
         store(a + CS_PANEL, odd + inverse_beta * sine_squared(turns * odd));
     }
 }
 
-static void put(const cs_snake_columns *s, int64_t row, v16 v)
+INLINE void put(const cs_snake_columns *s, int64_t row, v16 v)
 {
     size_t n = (size_t)s->n_columns;
     if (s->to_bf16) {
@@ -73,18 +85,31 @@ static void put(const cs_snake_columns *s, int64_t row, v16 v)
         memcpy(y, &v, n * sizeof *y);
 }
 
+/* y[t] from the 12 rows of a that it reads. */
+INLINE v16 decimate_row(const v16 *f, const float *a)
+{
+    v16 lower = f[0] * load(a), upper = f[HALF] * load(a + HALF * CS_PANEL);
+    for (int j = 1; j < HALF; j++) {
+        lower += f[j] * load(a + j * CS_PANEL);
+        upper += f[HALF + j] * load(a + (HALF + j) * CS_PANEL);
+    }
+    return lower + upper;
+}
+
 /* Rows [first, end) of y from rows of a, the first of which is 2 first - 5. */
 static void decimate(const cs_snake_columns *s, int64_t first, int64_t end, const float *a)
 {
-    for (int64_t t = first; t < end; t++, a += 2 * CS_PANEL) {
-        v16 lower = splat(s->down[0]) * load(a),
-            upper = splat(s->down[HALF]) * load(a + HALF * CS_PANEL);
-        for (int j = 1; j < HALF; j++) {
-            lower += splat(s->down[j]) * load(a + j * CS_PANEL);
-            upper += splat(s->down[HALF + j]) * load(a + (HALF + j) * CS_PANEL);
-        }
-        put(s, t, lower + upper);
+    v16 f[TAPS];
+    for (int i = 0; i < TAPS; i++)
+        f[i] = splat(s->down[i]);
+    int64_t t = first;
+    for (; t + 2 <= end; t += 2, a += 4 * CS_PANEL) { /* two that share most of their rows */
+        v16 one = decimate_row(f, a), other = decimate_row(f, a + 2 * CS_PANEL);
+        put(s, t, one);
+        put(s, t + 1, other);
     }
+    if (t < end)
+        put(s, t, decimate_row(f, a));
 }
 
 /* Copies n rows of x from row `first` on, which may lie beyond an end. */
