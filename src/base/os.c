@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -109,6 +110,29 @@ size_t cs_process_resident_bytes(void)
         resident = 0;
     fclose(f);
     return (size_t)resident * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t read_number_file(const char *path, uint64_t fallback)
+{
+    g_autofree char *text = NULL;
+    guint64 number;
+    if (!g_file_get_contents(path, &text, NULL, NULL) ||
+        !g_ascii_string_to_unsigned(g_strchomp(text), 10, 0, G_MAXUINT64, &number, NULL))
+        return fallback;
+    return number;
+}
+
+uint64_t cs_memory_free_bytes(void)
+{
+    uint64_t free_bytes = 1u << 30;
+    g_autofree char *meminfo = NULL;
+    const char *line;
+    if (g_file_get_contents("/proc/meminfo", &meminfo, NULL, NULL) &&
+        (line = strstr(meminfo, "MemAvailable:")))
+        free_bytes = g_ascii_strtoull(line + strlen("MemAvailable:"), NULL, 10) * 1024;
+    uint64_t limit = read_number_file("/sys/fs/cgroup/memory.max", UINT64_MAX);
+    uint64_t used = read_number_file("/sys/fs/cgroup/memory.current", 0);
+    return MIN(free_bytes, limit > used ? limit - used : 0);
 }
 
 int cs_cpu_count(void)

@@ -26,6 +26,9 @@ char *cs_file_read(const char *path, size_t max_bytes, size_t *size_bytes, GErro
 /* Resident bytes of this process, now. */
 size_t cs_process_resident_bytes(void);
 
+/* Bytes that this process may still take: of the machine, and of its control group. */
+uint64_t cs_memory_free_bytes(void);
+
 /* CPUs this process may run on (its affinity mask), at least 1. */
 int cs_cpu_count(void);
 

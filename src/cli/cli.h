@@ -52,6 +52,7 @@ int cs_cli_executor(int argc, char **argv);
 int cs_cli_graph(int argc, char **argv);
 int cs_cli_media_decoder(int argc, char **argv);
 int cs_cli_plan(int argc, char **argv);
+int cs_cli_profile(int argc, char **argv);
 int cs_cli_simulate(int argc, char **argv);
 int cs_cli_workload(int argc, char **argv);
 int cs_cli_inspect(int argc, char **argv);

@@ -1,9 +1,7 @@
 /* cornserve graph: what the requests of a model make its components do. */
 #include "base/error.h"
-#include "checkpoint/checkpoint.h"
 #include "cli/cli.h"
-#include "graph/builtin.h"
-#include "graph/graph.h"
+#include "cli/model_graph.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,25 +78,9 @@ static bool show_request(cs_tasks *tasks, GError **error)
     return !option_svg || g_file_set_contents(option_svg, svg, -1, error);
 }
 
-/* Bytes of the checkpoint's tensors whose names start with one of the unit's prefixes. */
-static double weights_bytes(void *user, const cs_unit *unit)
-{
-    const cs_checkpoint *checkpoint = user;
-    double bytes = 0;
-    for (uint32_t i = 0; i < cs_checkpoint_n_tensors(checkpoint); i++) {
-        const cs_checkpoint_tensor *t = cs_checkpoint_tensor_at(checkpoint, i);
-        bool ours = false;
-        for (char **prefix = unit->weights; *prefix && !ours; prefix++)
-            ours = g_str_has_prefix(t->name, *prefix);
-        bytes += ours ? (double)t->size_bytes : 0;
-    }
-    return bytes;
-}
-
 static bool show_json(cs_tasks *tasks, const cs_checkpoint *checkpoint, GError **error)
 {
-    json_t *graph =
-        cs_tasks_to_plan_graph(tasks, "model", weights_bytes, (void *)checkpoint, error);
+    json_t *graph = cs_cli_plan_graph(tasks, checkpoint, error);
     if (!graph)
         return false;
     char *text = json_dumps(graph, JSON_INDENT(2));
@@ -108,25 +90,6 @@ static bool show_json(cs_tasks *tasks, const cs_checkpoint *checkpoint, GError *
     return true;
 }
 
-static cs_tasks *load_tasks(const cs_checkpoint *checkpoint, GError **error)
-{
-    json_t *config = cs_checkpoint_config(checkpoint);
-    const char *family = json_string_value(json_object_get(config, "model_type"));
-    size_t size_bytes = 0;
-    const char *source = family ? cs_builtin_task(family, &size_bytes) : NULL;
-    if (!source) {
-        cs_fail(error, CS_ERROR_UNSUPPORTED, "%s/config.json: no task file for model_type %s",
-                cs_checkpoint_dir(checkpoint), family ? family : "(missing)");
-        return NULL;
-    }
-    g_autoptr(cs_tasks) tasks = cs_tasks_new(family, NULL, error);
-    g_autofree char *file = g_strdup_printf("%s.lua", family);
-    if (!tasks || !cs_tasks_add_model(tasks, "model", cs_checkpoint_dir(checkpoint), source,
-                                      size_bytes, file, config, error))
-        return NULL;
-    return g_steal_pointer(&tasks);
-}
-
 int cs_cli_graph(int argc, char **argv)
 {
     int exit_code;
@@ -134,7 +97,7 @@ int cs_cli_graph(int argc, char **argv)
         return exit_code;
     GError *error = NULL;
     g_autoptr(cs_checkpoint) checkpoint = cs_checkpoint_open(argv[1], &error);
-    g_autoptr(cs_tasks) tasks = checkpoint ? load_tasks(checkpoint, &error) : NULL;
+    g_autoptr(cs_tasks) tasks = checkpoint ? cs_cli_load_tasks(checkpoint, &error) : NULL;
     if (!tasks)
         return cs_cli_fail(spec.name, error);
     if (option_json) {

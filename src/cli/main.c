@@ -13,6 +13,7 @@ static const cs_cli_command commands[] = {
     {"executor", NULL, cs_cli_executor},
     {"graph", "show the components that a request uses", cs_cli_graph},
     {"media-decoder", NULL, cs_cli_media_decoder},
+    {"profile", "measure a model's components on this machine, for plans", cs_cli_profile},
     {"plan", "decide which executors stand where and how requests are routed", cs_cli_plan},
     {"simulate", "run a plan under a workload in simulation", cs_cli_simulate},
     {"workload", "fit a workload to a trace of requests", cs_cli_workload},

@@ -204,6 +204,13 @@ static void fill_hosted(const cs_problem *p, const cs_exec_type *e, cs_plan_exec
     }
 }
 
+/* A device of kind "cpu" is a thread. Other kinds leave the number to the runtime. */
+static int threads_of(const cs_problem *p, const cs_exec_type *e)
+{
+    const char *kind = p->cluster->kinds[e->kind].name;
+    return g_str_equal(kind, "cpu") || g_str_has_prefix(kind, "cpu:") ? e->count : 0;
+}
+
 /* Executors in order of node, then type; index[e * n_nodes + n] is their place. */
 static void fill_executors(const cs_layout *l, cs_plan *plan, size_t *index)
 {
@@ -222,6 +229,7 @@ static void fill_executors(const cs_layout *l, cs_plan *plan, size_t *index)
                 .devices_per_replica = p->execs[e].count,
                 .replicas = replicas,
                 .device_ids = g_new0(int, devices + 1),
+                .threads = threads_of(p, &p->execs[e]),
                 .kv_budget_bytes = floor(p->execs[e].kv_budget_bytes),
             };
             fill_hosted(p, &p->execs[e], &x);

@@ -3,11 +3,14 @@
 #include "base/error.h"
 #include "base/yaml.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MAX_FILE_BYTES (256u << 20)
+#define MIN_SECONDS 1e-9
 #define MAX_SECONDS 1e9
+#define FIT_ROUNDS 8
 
 void cs_profiles_free(cs_profiles *profiles)
 {
@@ -35,13 +38,12 @@ typedef struct {
     double work, seconds;
 } sample;
 
-/* Least squares of seconds over work with both coefficients kept non-negative, weighted by 1 /
- * seconds^2 so that small steps count as much as large ones. */
-static void fit(cs_profile *p, const sample *samples, size_t n)
+/* One step of the fit: least squares with both coefficients kept non-negative. */
+static void fit_weighted(cs_profile *p, const sample *samples, const double *weights, size_t n)
 {
     double w = 0, wx = 0, wy = 0, wxx = 0, wxy = 0;
     for (size_t i = 0; i < n; i++) {
-        double weight = 1 / (samples[i].seconds * samples[i].seconds), x = samples[i].work;
+        double weight = weights[i], x = samples[i].work;
         w += weight;
         wx += weight * x;
         wy += weight * samples[i].seconds;
@@ -58,10 +60,29 @@ static void fit(cs_profile *p, const sample *samples, size_t n)
         p->fixed_s = 0;
         p->per_unit_s = wxy / wxx;
     }
+}
+
+static double fitted_s(const cs_profile *p, double work)
+{
+    return MAX(p->fixed_s + p->per_unit_s * work, MIN_SECONDS);
+}
+
+/* Seconds over work, so that small steps count as much as large ones: weighted by 1 / fitted^2,
+ * repeatedly. (By 1 / measured^2 slow steps would hardly count, and the mean would lie above.) */
+static void fit(cs_profile *p, const sample *samples, size_t n)
+{
+    g_autofree double *weights = g_new0(double, n);
+    for (size_t i = 0; i < n; i++)
+        weights[i] = 1 / (samples[i].seconds * samples[i].seconds);
+    for (int round = 0; round < FIT_ROUNDS; round++) {
+        fit_weighted(p, samples, weights, n);
+        for (size_t i = 0; i < n; i++)
+            weights[i] = pow(fitted_s(p, samples[i].work), -2);
+    }
     p->scatter = g_new0(double, n);
     p->n_scatter = n;
     for (size_t i = 0; i < n; i++)
-        p->scatter[i] = samples[i].seconds / (p->fixed_s + p->per_unit_s * samples[i].work);
+        p->scatter[i] = samples[i].seconds / fitted_s(p, samples[i].work);
     qsort(p->scatter, n, sizeof p->scatter[0], cs_compare_doubles);
 }
 
@@ -75,7 +96,7 @@ static void read_samples(cs_json_reader *r, cs_profile *p)
         cs_json_enter_item(r, i);
         cs_json_only(r, (const char *const[]){"work", "seconds", NULL});
         samples[i].work = cs_json_number(r, "work", 0, 1e15);
-        samples[i].seconds = cs_json_number(r, "seconds", 1e-9, MAX_SECONDS);
+        samples[i].seconds = cs_json_number(r, "seconds", MIN_SECONDS, MAX_SECONDS);
         cs_json_leave(r);
     }
     cs_json_leave(r);

@@ -10,6 +10,7 @@
 #define DEFAULT_REQUESTS 10000
 #define DEFAULT_WARM_UP 0.05
 #define DEFAULT_IN_FLIGHT 200000
+#define SCATTER_DRAWS 8
 #define GOLDEN 0.6180339887498949 /* of the low-discrepancy sequence for paths */
 
 /* ---- events: a binary heap by time; ties go to the earlier insertion, so runs repeat ---- */
@@ -615,11 +616,17 @@ static guint32 choose_server(const sim *s, size_t site)
     return best;
 }
 
-static double scatter(sim *s, const cs_profile *profile)
+/* Mean of what `steps` steps take over what they should. Many are drawn as few. */
+static double scatter(sim *s, const cs_profile *profile, guint32 steps)
 {
     if (!profile->scatter)
         return 1;
-    return profile->scatter[(size_t)(cs_rng_uniform(&s->rng_noise) * (double)profile->n_scatter)];
+    guint32 draws = MIN(steps, SCATTER_DRAWS);
+    double sum = 0;
+    for (guint32 i = 0; i < draws; i++)
+        sum +=
+            profile->scatter[(size_t)(cs_rng_uniform(&s->rng_noise) * (double)profile->n_scatter)];
+    return sum / draws;
 }
 
 static void init_job(sim *s, guint32 slot, int stage, const cs_layout_route *route,
@@ -639,9 +646,9 @@ static void init_job(sim *s, guint32 slot, int stage, const cs_layout_route *rou
     sim_server *server = &s->servers[job->server];
     const cs_exec_stage *x = &server->exec->stages[stage];
     double units = cs_size_formula_value(&p->stages[stage].units, sizes);
-    double noise = scatter(s, x->profile);
     bool iterates = info->kind == CS_STAGE_ITERATE;
     job->total = iterates ? (guint32)CLAMP(ceil(units - 1e-9), 1, 1e9) : 1;
+    double noise = scatter(s, x->profile, job->total);
     job->cost = (float)(noise * (iterates ? cs_size_formula_value(&p->stages[stage].weight, sizes)
                                           : units));
     job->available = job->total;

@@ -31,6 +31,26 @@
 typedef void cs_product(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
                         const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate);
 
+typedef enum {
+    CS_FORM_PLAIN,
+    CS_FORM_GELU,
+    CS_FORM_GELU_TANH,
+    CS_FORM_SILU,
+    CS_FORM_GATED /* silu(gate) * up, of panels of gate and up in turn */
+} cs_form;
+
+/* Sums of a product on their way into the output of a linear operation, see cs_op_linear. */
+typedef struct {
+    const float *sums; /* [rows, n rounded up to 16], or of a gated pair twice as many */
+    int64_t sums_stride;
+    int64_t rows, n;
+    const float *bias, *up_bias; /* [n]; NULL: none */
+    cs_form form;
+    bool accumulate, to_bf16;
+    void *y; /* [rows, n] f32 or bf16 */
+    int64_t y_stride;
+} cs_finish;
+
 /* Up to 16 columns of the anti-aliased activation of cs_op_snake. */
 typedef struct {
     const float *x; /* [n_rows, n_columns], x_stride between rows */
@@ -101,11 +121,7 @@ typedef struct {
     void (*blend)(int64_t n, float *y, float a, const float *x, float b);     /* y = a y + b x */
     void (*add_product)(int64_t n, float *y, const float *a, const float *b); /* y += a b */
     cs_snake *snake;
-    void (*gelu)(int64_t n, float *y);      /* x/2 (1 + erf(x / sqrt 2)), in place */
-    void (*gelu_tanh)(int64_t n, float *y); /* in place */
-    void (*silu)(int64_t n, float *y);      /* in place */
-    void (*silu_mul)(int64_t n, float *y, const float *gate,
-                     const float *up); /* y = silu(gate) * up */
+    void (*finish)(const cs_finish *finish);
     void (*rope)(int64_t half, float *x, const float *cosines, const float *sines);
     float (*max)(int64_t n, const float *x);
     /* x = exp(x - shift), returns the sum; n is a multiple of 16. */

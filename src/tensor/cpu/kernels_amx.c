@@ -15,6 +15,8 @@
 cs_product cs_product_bf16_amx;
 void cs_amx_leave(void);
 
+enum { INNER = 512 };
+
 typedef struct {
     uint8_t palette;
     uint8_t start_row;
@@ -28,25 +30,22 @@ _Static_assert(sizeof(tile_config) == 64, "the layout that LDTILECFG reads");
 /* What configure() loaded last on this thread; 0: nothing. */
 static _Thread_local int configured;
 
-/* Rows of A and C tiles: `upper` for tiles 0, 1 (and 2, 3 in the wide form) and 4, `lower` for 2, 3
- * and 5. */
-static void configure(int upper, int lower)
+/* Tiles of A and C with this many rows. */
+static void configure(int rows)
 {
-    int wanted = upper * 32 + lower;
-    if (wanted == configured)
+    if (rows == configured)
         return;
     tile_config config = {.palette = 1};
-    const int rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
     for (int t = 0; t < 8; t++) {
         config.row_bytes[t] = 64;
-        config.rows[t] = (uint8_t)rows[t];
+        config.rows[t] = (uint8_t)(t < 6 ? rows : 16);
     }
     __asm__ volatile(""
                      :
                      : "r"(&config)
                      : "memory"); /* the intrinsic does not say that it reads it */
     _tile_loadconfig(&config);
-    configured = wanted;
+    configured = rows;
 }
 
 void cs_amx_leave(void)
@@ -56,8 +55,29 @@ void cs_amx_leave(void)
     configured = 0;
 }
 
+/* What comes after this pair of panels, asked for while this one is multiplied: one line of each
+ * of some streams in each step along k. The hardware keeps some 20 lines ahead of a stream; a
+ * single stream of software's brings half as much from memory, and one that asks for many lines at
+ * once blocks the loads of tiles. */
+typedef struct {
+    const char *at; /* in the first stream of its first panel */
+    size_t apart;   /* streams of a panel */
+    size_t panel_bytes;
+    int n; /* streams of a panel */
+} ahead;
+
+static inline void ask_ahead(ahead *next)
+{
+    const char *at = next->at;
+    for (int i = 0; i < next->n; i++, at += next->apart) {
+        _mm_prefetch(at, _MM_HINT_T1);
+        _mm_prefetch(at + next->panel_bytes, _MM_HINT_T1);
+    }
+    next->at += 64;
+}
+
 static void tile_2x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
-                     float *c, int64_t ldc, bool accumulate)
+                     float *c, int64_t ldc, bool accumulate, ahead next)
 {
     const uint16_t *a_lower = a + 16 * lda;
     float *c_lower = c + 16 * ldc;
@@ -76,18 +96,41 @@ static void tile_2x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, s
     }
     for (int64_t i = 0; i < k; i += 32) {
         _tile_loadd(6, b + i * CS_PANEL * 2, 64);
-        _tile_loadd(4, a + i, a_stride);
+        _tile_stream_loadd(4, a + i, a_stride);
         _tile_loadd(7, b_right + i * CS_PANEL * 2, 64);
-        _tile_loadd(5, a_lower + i, a_stride);
+        _tile_stream_loadd(5, a_lower + i, a_stride);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        ask_ahead(&next);
     }
     _tile_stored(0, c, c_stride);
     _tile_stored(1, c + CS_PANEL, c_stride);
     _tile_stored(2, c_lower, c_stride);
     _tile_stored(3, c_lower + CS_PANEL, c_stride);
+}
+
+static void tile_1x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
+                     float *c, int64_t ldc, bool accumulate)
+{
+    size_t a_stride = (size_t)lda * sizeof *a, c_stride = (size_t)ldc * sizeof *c;
+    if (accumulate) {
+        _tile_loadd(0, c, c_stride);
+        _tile_loadd(1, c + CS_PANEL, c_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
+    for (int64_t i = 0; i < k; i += 32) {
+        _tile_stream_loadd(4, a + i, a_stride);
+        _tile_loadd(6, b + i * CS_PANEL * 2, 64);
+        _tile_loadd(7, b + panel_bytes + i * CS_PANEL * 2, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + CS_PANEL, c_stride);
 }
 
 static void tile_1x4(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
@@ -161,59 +204,61 @@ static void short_rows(int64_t n_panels, int64_t k, const uint16_t *a, int64_t l
         tile_2x1(k, a, lda, b + (size_t)p * panel_bytes, c + p * CS_PANEL, ldc, accumulate, false);
 }
 
-/* Asks for one of `parts` equal parts of `bytes` at `data` to be brought into the second-level
- * cache. */
-static void prefetch_part(const char *data, size_t bytes, int64_t part, int64_t parts)
+/* A pair of panels with all rows, INNER of k at a time: 32 KiB of the pair then stay in the
+ * first-level cache while the rows pass, which are loaded past it. */
+static void pair_of_panels(int64_t rows, int64_t k, const uint16_t *a, int64_t lda,
+                           const char *pair, size_t panel_bytes, float *c, int64_t ldc,
+                           bool accumulate)
 {
-    size_t lines = (bytes + 63) / 64, share = (lines + (size_t)parts - 1) / (size_t)parts;
-    size_t first = (size_t)part * share, end = first + share < lines ? first + share : lines;
-    for (size_t i = first; i < end; i++)
-        _mm_prefetch(data + i * 64, _MM_HINT_T1);
+    const int64_t n_inner = (k + INNER - 1) / INNER, blocks = rows / 32;
+    const int64_t inner = ((k + n_inner - 1) / n_inner + 31) & ~(int64_t)31;
+    const int64_t streams = blocks > 0 ? (16 + blocks - 1) / blocks : 0; /* of each panel */
+    const int64_t lines = streams > 0 ? k / 2 / streams : 0;             /* of each stream */
+    const char *next_pair = pair + 2 * panel_bytes;
+    for (int64_t i = 0, asked = 0; i < k; i += inner) {
+        int64_t n = k - i < inner ? k - i : inner, r = 0;
+        const char *b = pair + i * CS_PANEL * 2;
+        bool onto = accumulate || i > 0;
+        for (; r + 32 <= rows; r += 32, asked += n / 32) {
+            ahead next = {next_pair + asked * 64, (size_t)lines * 64, panel_bytes,
+                          asked < lines ? (int)streams : 0};
+            tile_2x2(n, a + r * lda + i, lda, b, panel_bytes, c + r * ldc, ldc, onto, next);
+        }
+        if (r < rows)
+            tile_1x2(n, a + r * lda + i, lda, b, panel_bytes, c + r * ldc, ldc, onto);
+    }
 }
 
-/* Blocks of 32 rows (of as many as are configured, in the last) over pairs of panels. Panels
- * outside, so that a pair stays in the first-level cache while the rows pass; meanwhile the next
- * pair, which nothing has asked for yet, is fetched from memory. */
+/* Rows in multiples of 16. */
 static void tall_rows(int64_t rows, int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda,
                       const char *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
 {
-    size_t used = (size_t)k * CS_PANEL * 2;
     int64_t p = 0;
-    for (; p + 2 <= n_panels; p += 2) {
-        const char *pair = b + (size_t)p * panel_bytes;
-        for (int64_t r = 0; r < rows; r += 32) {
-            if (p + 4 <= n_panels) {
-                prefetch_part(pair + 2 * panel_bytes, used, r / 32, rows / 32);
-                prefetch_part(pair + 3 * panel_bytes, used, r / 32, rows / 32);
-            }
-            tile_2x2(k, a + r * lda, lda, pair, panel_bytes, c + r * ldc + p * CS_PANEL, ldc,
-                     accumulate);
-        }
-    }
+    for (; p + 2 <= n_panels; p += 2)
+        pair_of_panels(rows, k, a, lda, b + (size_t)p * panel_bytes, panel_bytes, c + p * CS_PANEL,
+                       ldc, accumulate);
     for (; p < n_panels; p++)
         for (int64_t r = 0; r < rows; r += 32)
             tile_2x1(k, a + r * lda, lda, b + (size_t)p * panel_bytes, c + r * ldc + p * CS_PANEL,
-                     ldc, accumulate, true);
+                     ldc, accumulate, r + 32 <= rows);
 }
 
 void cs_product_bf16_amx(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
                          const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
 {
     const uint16_t *x = a;
-    int64_t whole = rows & ~(int64_t)31, rest = rows - whole;
-    if (whole > 0) {
-        configure(16, 16);
+    int64_t whole = rows & ~(int64_t)15, rest = rows - whole;
+    if (whole > 16) {
+        configure(16);
         tall_rows(whole, n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
-    }
-    if (rest == 0)
-        return;
-    x += whole * lda;
-    c += whole * ldc;
-    if (rest > 16) {
-        configure(16, (int)rest - 16);
-        tall_rows(32, n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
+        x += whole * lda;
+        c += whole * ldc;
     } else {
-        configure((int)rest, (int)rest);
+        rest = rows;
+    }
+    for (; rest > 0; rest -= 16, x += 16 * lda, c += 16 * ldc) {
+        int n = rest < 16 ? (int)rest : 16;
+        configure(n);
         short_rows(n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
     }
 }

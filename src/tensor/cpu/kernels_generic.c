@@ -5,25 +5,12 @@
  * the reference that the others are tested against.
  */
 #include "tensor/cpu/kernels.h"
-#include "tensor/cpu/kernels_vector.h"
+#include "tensor/cpu/kernels_finish.h"
 
 #include <math.h>
 #include <string.h>
 
 cs_snake CS_JOIN(cs_snake_, CS_ISA);
-
-/* Loads the first n < 16 elements, zeros behind. */
-INLINE v16 load_n(const float *p, int64_t n)
-{
-    float part[16] = {0};
-    memcpy(part, p, (size_t)n * sizeof *p);
-    return load(part);
-}
-
-INLINE void store_n(float *p, v16 v, int64_t n)
-{
-    memcpy(p, &v, (size_t)n * sizeof *p);
-}
 
 INLINE float sum(v16 v)
 {
@@ -32,63 +19,6 @@ INLINE float sum(v16 v)
         total[i] = v[i] + v[i + 8];
     return ((total[0] + total[4]) + (total[2] + total[6])) +
            ((total[1] + total[5]) + (total[3] + total[7]));
-}
-
-/* e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, then a polynomial in r (Taylor to degree 7,
- * whose remainder is below 1e-8 there). Below -87 the result is 0, above 88 infinity. */
-INLINE v16 vexp(v16 x)
-{
-    const v16 magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    v16 clamped =
-        choose(x < splat(-87.0f), splat(-87.0f), choose(x > splat(88.0f), splat(88.0f), x));
-    v16 shifted = clamped * splat(1.44269504f) + magic;
-    v16 n = shifted - magic;
-    v16 r = clamped - n * splat(0.693359375f);
-    r = r - n * splat(-2.12194440e-4f);
-    v16 p = splat(1.0f / 5040);
-    p = p * r + splat(1.0f / 720);
-    p = p * r + splat(1.0f / 120);
-    p = p * r + splat(1.0f / 24);
-    p = p * r + splat(1.0f / 6);
-    p = p * r + splat(0.5f);
-    p = p * r + splat(1.0f);
-    p = p * r + splat(1.0f);
-    v16i exponent = (((v16i)shifted - (v16i)magic) << 23);
-    v16 result = (v16)((v16i)p + exponent);
-    result = choose(x < splat(-87.0f), splat(0.0f), result);
-    result = choose(x > splat(88.0f), splat(INFINITY), result);
-    return choose(x == x, result, x);
-}
-
-/* erf to 1.5e-7 absolute: Abramowitz and Stegun 7.1.26. */
-INLINE v16 verf(v16 x)
-{
-    v16 a = (v16)((v16i)x & 0x7fffffff);
-    v16 t = splat(1.0f) / (splat(1.0f) + splat(0.3275911f) * a);
-    v16 p = splat(1.061405429f);
-    p = p * t + splat(-1.453152027f);
-    p = p * t + splat(1.421413741f);
-    p = p * t + splat(-0.284496736f);
-    p = p * t + splat(0.254829592f);
-    v16 y = splat(1.0f) - p * t * vexp(-a * a);
-    return (v16)((v16i)y | ((v16i)x & (int32_t)0x80000000));
-}
-
-INLINE v16 vsilu(v16 x)
-{
-    return x / (splat(1.0f) + vexp(-x));
-}
-
-INLINE v16 vgelu(v16 x)
-{
-    return x * splat(0.5f) * (splat(1.0f) + verf(x * splat(0.70710678f)));
-}
-
-/* x/2 (1 + tanh(u)) = x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). */
-INLINE v16 vgelu_tanh(v16 x)
-{
-    v16 u = splat(0.79788456f) * (x + splat(0.044715f) * x * x * x);
-    return x / (splat(1.0f) + vexp(splat(-2.0f) * u));
 }
 
 /* ---- Matrix products ---- */
@@ -355,28 +285,10 @@ static void add_product(int64_t n, float *y, const float *a, const float *b)
         store_n(y + i, load_n(y + i, n - i) + load_n(a + i, n - i) * load_n(b + i, n - i), n - i));
 }
 
-static void gelu(int64_t n, float *y)
+static void finish(const cs_finish *f)
 {
-    FOR_EACH_16(n, i, store(y + i, vgelu(load(y + i))),
-                store_n(y + i, vgelu(load_n(y + i, n - i)), n - i));
-}
-
-static void gelu_tanh(int64_t n, float *y)
-{
-    FOR_EACH_16(n, i, store(y + i, vgelu_tanh(load(y + i))),
-                store_n(y + i, vgelu_tanh(load_n(y + i, n - i)), n - i));
-}
-
-static void silu(int64_t n, float *y)
-{
-    FOR_EACH_16(n, i, store(y + i, vsilu(load(y + i))),
-                store_n(y + i, vsilu(load_n(y + i, n - i)), n - i));
-}
-
-static void silu_mul(int64_t n, float *y, const float *gate, const float *up)
-{
-    FOR_EACH_16(n, i, store(y + i, vsilu(load(gate + i)) * load(up + i)),
-                store_n(y + i, vsilu(load_n(gate + i, n - i)) * load_n(up + i, n - i), n - i));
+    for (int64_t r = 0; r < f->rows; r++)
+        finish_row(f, r);
 }
 
 static void rope(int64_t half, float *x, const float *cosines, const float *sines)
@@ -463,10 +375,7 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .blend = blend,
     .add_product = add_product,
     .snake = CS_JOIN(cs_snake_, CS_ISA),
-    .gelu = gelu,
-    .gelu_tanh = gelu_tanh,
-    .silu = silu,
-    .silu_mul = silu_mul,
+    .finish = finish,
     .rope = rope,
     .max = max_of,
     .exp_sum = exp_sum,

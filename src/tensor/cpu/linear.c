@@ -2,8 +2,10 @@
  *
  * Work is cut into pieces of up to ROW_BLOCK rows by a run of panels. Within a piece the inner
  * dimension is walked in blocks, so that the left operand's block stays in the second-level cache
- * while all panels of the piece pass over it; sums wait in memory between blocks. Each weight is
- * read once for up to ROW_BLOCK rows. (Goto and van de Geijn 2008, with the roles set by packed
+ * while all panels of the piece pass over it, GROUP at a time. Sums of a group lie in a small
+ * buffer of their own, from which bias and activation take them into y: rows of y itself are far
+ * apart, and storing tiles there would wait for memory. Where there are several inner blocks each
+ * group keeps its sums until the last. (Goto and van de Geijn 2008, with the roles set by packed
  * weights.)
  */
 #include "tensor/cpu/cpu.h"
@@ -13,8 +15,9 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 512,       /* rows of a piece: 1 MiB of left operand at 2 KiB a row */
-    SUM_BYTES = 1 << 20,   /* sums of a piece */
+    ROW_BLOCK = 512,
+    LEFT_BYTES = 1 << 20, /* of the left operand's block: half of a second-level cache */
+    GROUP = 4,            /* panels between two passes over sums; a multiple of what kernels hold */
     PIECES_PER_THREAD = 4, /* so that threads finish together */
 };
 
@@ -196,123 +199,90 @@ typedef struct {
     const cs_weight *w;
     const cs_linear_options *options;
     cs_product *product;
-    int64_t row_block;
+    int64_t row_block, n_row_blocks;
     int64_t panels_per_piece;
-    int64_t n_panel_pieces;
     int64_t inner_block;
 } linear_job;
 
-static void activate(const cs_kernels *kernels, cs_activation activation, int64_t n, float *row)
+static cs_form form_of(const linear_job *job)
 {
-    switch (activation) {
+    if (job->w->gated)
+        return CS_FORM_GATED;
+    switch (job->options->activation) {
     case CS_ACTIVATION_NONE:
         break;
     case CS_ACTIVATION_GELU:
-        kernels->gelu(n, row);
-        break;
+        return CS_FORM_GELU;
     case CS_ACTIVATION_GELU_TANH:
-        kernels->gelu_tanh(n, row);
-        break;
+        return CS_FORM_GELU_TANH;
     case CS_ACTIVATION_SILU:
-        kernels->silu(n, row);
-        break;
+        return CS_FORM_SILU;
     }
+    return CS_FORM_PLAIN;
 }
 
-/* Bias, activation and the way into y for the sums [rows, ...] of columns [first, first + n) of y.
- */
-static void finish_rows(const linear_job *job, int64_t row, int64_t rows, int64_t first, int64_t n,
-                        float *sums, int64_t stride)
+/* Bias, activation and the way into y for the sums of `rows` rows and of panels [panel, + n). */
+static void finish_group(const linear_job *job, int64_t row, int64_t rows, int64_t panel, int64_t n,
+                         const float *sums)
 {
-    const cs_kernels *kernels = job->cpu->kernels;
-    const cs_tensor *bias = job->options->bias;
-    for (int64_t r = 0; r < rows; r++) {
-        float *sum = sums + r * stride;
-        if (bias)
-            kernels->add(n, sum, (const float *)bias->data + first);
-        activate(kernels, job->options->activation, n, sum);
-        int64_t at = (row + r) * job->y->stride + first;
-        if (job->y->dtype == CS_DTYPE_BF16)
-            kernels->to_bf16(n, (uint16_t *)job->y->data + at, sum);
-        else if ((float *)job->y->data + at != sum)
-            memcpy((float *)job->y->data + at, sum, (size_t)n * sizeof *sum);
-    }
-}
-
-/* The same for a gated pair: sums hold panels of gate and up in turn. The product takes gate's
- * place. */
-static void finish_gated_rows(const linear_job *job, int64_t row, int64_t rows, int64_t first,
-                              int64_t n, float *sums, int64_t stride)
-{
-    const cs_kernels *kernels = job->cpu->kernels;
-    const cs_tensor *bias = job->options->bias;
-    for (int64_t r = 0; r < rows; r++) {
-        float *sum = sums + r * stride;
-        for (int64_t i = 0; i < n; i += CS_PANEL) {
-            float *gate = sum + 2 * i, *up = gate + CS_PANEL;
-            int64_t width = cs_min(CS_PANEL, n - i);
-            if (bias) {
-                const float *b = (const float *)bias->data + first + i;
-                kernels->add(width, gate, b);
-                kernels->add(width, up, b + bias->stride);
-            }
-            kernels->silu_mul(CS_PANEL, sum + i, gate, up);
-        }
-        int64_t at = (row + r) * job->y->stride + first;
-        if (job->y->dtype == CS_DTYPE_BF16)
-            kernels->to_bf16(n, (uint16_t *)job->y->data + at, sum);
-        else
-            memcpy((float *)job->y->data + at, sum, (size_t)n * sizeof *sum);
-    }
+    const cs_weight *w = job->w;
+    const cs_tensor *bias = job->options->bias, *y = job->y;
+    int64_t outputs_per_panel = w->gated ? CS_PANEL / 2 : CS_PANEL;
+    int64_t first = panel * outputs_per_panel;
+    const float *biases = bias ? (const float *)bias->data + first : NULL;
+    const cs_finish finish = {
+        .sums = sums,
+        .sums_stride = GROUP * CS_PANEL,
+        .rows = rows,
+        .n = cs_min(n * outputs_per_panel, w->rows - first),
+        .bias = biases,
+        .up_bias = bias && w->gated ? biases + bias->stride : NULL,
+        .form = form_of(job),
+        .accumulate = job->options->accumulate,
+        .to_bf16 = y->dtype == CS_DTYPE_BF16,
+        .y = (char *)y->data + (size_t)(row * y->stride + first) * cs_dtype_size_bytes(y->dtype),
+        .y_stride = y->stride,
+    };
+    job->cpu->kernels->finish(&finish);
 }
 
 static void linear_piece(void *data, int64_t index, uint32_t thread)
 {
     const linear_job *job = data;
     const cs_weight *w = job->w;
-    int64_t row = index / job->n_panel_pieces * job->row_block;
+    int64_t row = index % job->n_row_blocks * job->row_block;
     int64_t rows = cs_min(job->row_block, job->x->rows - row);
-    int64_t panel = index % job->n_panel_pieces * job->panels_per_piece;
-    int64_t panels = cs_min(job->panels_per_piece, w->n_panels - panel);
-    int64_t outputs_per_panel = w->gated ? CS_PANEL / 2 : CS_PANEL;
-    int64_t first = panel * outputs_per_panel;
-    int64_t n = cs_min(panels * outputs_per_panel, w->rows - first);
-
-    /* Sums go straight into y where its memory has their shape. */
-    bool in_place = job->y->dtype == CS_DTYPE_F32 && !w->gated && n == panels * CS_PANEL;
-    float *y = (float *)job->y->data + row * job->y->stride + first;
-    float *sums = in_place ? y : cs_cpu_thread_scratch(job->cpu, thread);
-    int64_t stride = in_place ? job->y->stride : panels * CS_PANEL;
-    if (job->options->accumulate && !in_place) {
-        for (int64_t r = 0; r < rows; r++)
-            memcpy(sums + r * stride, y + r * job->y->stride, (size_t)n * sizeof *sums);
-    }
-
-    size_t element = cs_dtype_size_bytes(job->x->dtype);
+    int64_t first = index / job->n_row_blocks * job->panels_per_piece;
+    int64_t end = cs_min(first + job->panels_per_piece, w->n_panels);
+    size_t element = cs_dtype_size_bytes(job->x->dtype), stored = cs_dtype_size_bytes(w->dtype);
     const char *x = (const char *)job->x->data + (size_t)(row * job->x->stride) * element;
-    const char *b = (const char *)w->data + (size_t)panel * w->panel_bytes;
     for (int64_t k = 0; k < w->k; k += job->inner_block) {
         int64_t inner = cs_min(job->inner_block, w->k - k);
-        bool accumulate = k > 0 || job->options->accumulate;
+        bool last = k + inner == w->k;
         if (job->x->dtype == CS_DTYPE_F32)
             inner = cs_min(inner, w->cols - k); /* f32 operands have no zeros behind them */
-        job->product(rows, panels, inner, x + (size_t)k * element, job->x->stride,
-                     b + (size_t)k * CS_PANEL * cs_dtype_size_bytes(w->dtype), w->panel_bytes, sums,
-                     stride, accumulate);
+        float *sums = cs_cpu_thread_scratch(job->cpu, thread);
+        for (int64_t panel = first; panel < end; panel += GROUP) {
+            int64_t n = cs_min(GROUP, end - panel);
+            job->product(rows, n, inner, x + (size_t)k * element, job->x->stride,
+                         (const char *)w->data + (size_t)panel * w->panel_bytes +
+                             (size_t)k * CS_PANEL * stored,
+                         w->panel_bytes, sums, GROUP * CS_PANEL, k > 0);
+            if (last)
+                finish_group(job, row, rows, panel, n, sums);
+            if (job->inner_block < w->k)
+                sums += rows * GROUP * CS_PANEL;
+        }
     }
     if (job->cpu->kernels->leave)
         job->cpu->kernels->leave();
-    (w->gated ? finish_gated_rows : finish_rows)(job, row, rows, first, n, sums, stride);
 }
 
-/* Panels of a piece: enough pieces for the threads, multiples of 4 that the kernels like, sums
- * within bounds. */
-static int64_t choose_panels_per_piece(const cs_cpu *cpu, int64_t n_panels, int64_t row_block)
+/* Equal parts of n that are multiples of `multiple` and near `most` at most. */
+static int64_t equal_parts(int64_t n, int64_t most, int64_t multiple)
 {
-    int64_t most = SUM_BYTES / (int64_t)sizeof(float) / CS_PANEL / row_block / 4 * 4;
-    int64_t pieces = (int64_t)cs_pool_n_threads(cpu->pool) * PIECES_PER_THREAD;
-    int64_t fair = cs_round_up((n_panels + pieces - 1) / pieces, 4);
-    return MAX(4, cs_min(fair, most));
+    int64_t parts = (n + most - 1) / most;
+    return cs_round_up((n + parts - 1) / parts, multiple);
 }
 
 void cs_cpu_linear(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
@@ -328,16 +298,18 @@ void cs_cpu_linear(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
     job.product = weight->dtype == CS_DTYPE_F32  ? cpu->kernels->product_f32
                   : input_dtype == CS_DTYPE_BF16 ? cpu->kernels->product_bf16
                                                  : cpu->kernels->product_f32_bf16;
-    job.row_block = cs_min(x->rows, ROW_BLOCK);
-    job.panels_per_piece = choose_panels_per_piece(cpu, weight->n_panels, job.row_block);
-    job.n_panel_pieces = (weight->n_panels + job.panels_per_piece - 1) / job.panels_per_piece;
-    int64_t inner_most = cpu->kernels->inner_bytes / (int64_t)cs_dtype_size_bytes(input_dtype);
-    int64_t n_inner = (weight->k + inner_most - 1) / inner_most;
-    job.inner_block = cs_round_up((weight->k + n_inner - 1) / n_inner, CS_K_ALIGN);
-    int64_t n_row_blocks = (x->rows + job.row_block - 1) / job.row_block;
+    int64_t element = (int64_t)cs_dtype_size_bytes(input_dtype);
+    job.inner_block = equal_parts(weight->k, cpu->kernels->inner_bytes / element, CS_K_ALIGN);
+    int64_t most_rows = cs_min(ROW_BLOCK, LEFT_BYTES / (job.inner_block * element));
+    job.row_block = cs_min(x->rows, equal_parts(x->rows, most_rows, 32));
+    job.n_row_blocks = (x->rows + job.row_block - 1) / job.row_block;
+    int64_t pieces = (int64_t)cs_pool_n_threads(cpu->pool) * PIECES_PER_THREAD;
+    job.panels_per_piece = cs_round_up((weight->n_panels + pieces - 1) / pieces, GROUP);
+    int64_t groups = job.inner_block < weight->k ? job.panels_per_piece / GROUP : 1;
+    int64_t n_pieces = (weight->n_panels + job.panels_per_piece - 1) / job.panels_per_piece;
 
-    size_t sum_bytes = (size_t)(job.row_block * job.panels_per_piece * CS_PANEL) * sizeof(float);
+    size_t sum_bytes = (size_t)(job.row_block * groups * GROUP * CS_PANEL) * sizeof(float);
     if (left.data && cs_cpu_reserve_thread_scratch(cpu, sum_bytes))
-        cs_pool_run(cpu->pool, n_row_blocks * job.n_panel_pieces, linear_piece, &job);
+        cs_pool_run(cpu->pool, n_pieces * job.n_row_blocks, linear_piece, &job);
     cs_compute_release(compute, mark);
 }
