@@ -14,7 +14,7 @@
 #include "media/decoder/child.h"
 #include "models/model.h"
 #include "models/qwen2_5_omni/token2wav.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 #include <stdio.h>
 #include <stdlib.h>

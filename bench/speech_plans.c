@@ -12,7 +12,7 @@
 #include "base/os.h"
 #include "media/decoder/child.h"
 #include "runtime/executor.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 #include <glib/gstdio.h>
 #include <stdio.h>

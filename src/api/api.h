@@ -2,7 +2,7 @@
 #ifndef CS_API_API_H
 #define CS_API_API_H
 
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 typedef struct cs_api cs_api;
 

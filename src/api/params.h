@@ -5,7 +5,7 @@
 
 #include "api/body.h"
 #include "media/encode.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 typedef enum {
     CS_ENDPOINT_CHAT = 1,

@@ -3,7 +3,7 @@
 #define CS_CLI_MODEL_OPTIONS_H
 
 #include "cli/cli.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 typedef struct {
     char *dtype, *kv_budget;

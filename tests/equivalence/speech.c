@@ -8,7 +8,7 @@
 #include "models/model.h"
 #include "models/qwen2_5_omni/talker.h"
 #include "models/qwen2_5_omni/token2wav.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 #include <stdlib.h>
 

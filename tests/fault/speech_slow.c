@@ -5,7 +5,7 @@
 #include "base/log.h"
 #include "media/decoder/child.h"
 #include "runtime/executor.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 #include <glib/gstdio.h>
 #include <stdlib.h>

@@ -7,7 +7,7 @@
 #ifndef CS_TESTS_FAKE_PIPELINE_H
 #define CS_TESTS_FAKE_PIPELINE_H
 
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 
 /* Of speech with each token; the voices are Ann and Ben. */
 #define FAKE_PIPELINE_TOKEN_SAMPLES 2400

@@ -1,6 +1,6 @@
 /* From a prefill to its decode:  KV blocks, rows that a talker hears, at last the first Tokens. */
 #include "base/error.h"
-#include "runtime/model_llm_internal.h"
+#include "runtime/model/llm_internal.h"
 
 #include <string.h>
 

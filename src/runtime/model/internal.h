@@ -1,5 +1,5 @@
-/* What model_executor.c (the kind: engines, messages from their threads), model_stream.c (what jobs
- * hand to each other), and model_encoder.c, model_llm.c, model_talker.c and model_vocoder.c (jobs)
+/* What executor.c (the kind: engines, messages from their threads), stream.c (what jobs
+ * hand to each other), and encoder.c, llm.c, talker.c and vocoder.c (jobs)
  * share.
  *
  *   loop thread:     submit, poll inputs, send outputs, end          owns every job
@@ -55,7 +55,7 @@ struct model {
     cs_generator_engine *vocoder;                 /* NULL: not hosted */
     uint32_t samples_per_code;
     GHashTable *jobs;      /* set of model_job * */
-    GHashTable *handovers; /* model_stream.c */
+    GHashTable *handovers; /* stream.c */
     GHashTable *later;     /* set of model_job *; posted if not empty */
 
     pthread_mutex_t lock;
@@ -75,7 +75,7 @@ void model_later(model_job *job);
 /* Every job looks at its inputs; user is the model. */
 void model_poll_all(void *user);
 
-/* --- model_stream.c: hand-over between jobs of this executor ---
+/* --- stream.c: hand-over between jobs of this executor ---
  *
  * A stream has an entry from the first of its jobs to the last: the producer's and n_local
  * consumers', in any order. */

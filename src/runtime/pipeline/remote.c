@@ -4,8 +4,8 @@
 #include "base/error.h"
 #include "base/os.h"
 #include "graph/builtin.h"
-#include "runtime/model_payload.h"
-#include "runtime/pipeline_internal.h"
+#include "runtime/model/payload.h"
+#include "runtime/pipeline/internal.h"
 #include "runtime.pb-c.h"
 
 #include <string.h>

@@ -8,7 +8,7 @@
  * come from the worker until the LLM engine has the request, then from the engine's thread;
  * request->lock, held across submission and on_start, keeps that order.
  */
-#include "runtime/pipeline_internal.h"
+#include "runtime/pipeline/internal.h"
 
 #include "base/error.h"
 #include "text/chat_template.h"

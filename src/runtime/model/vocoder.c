@@ -2,7 +2,7 @@
  *
  * Samples that the client has heard already are left out. */
 #include "base/error.h"
-#include "runtime/model_internal.h"
+#include "runtime/model/internal.h"
 
 /* Codes that are not heard yet: with more the rest stays with the talker. */
 #define BACKLOG_CODES 1024

@@ -1,4 +1,4 @@
-#include "runtime/pipeline_internal.h"
+#include "runtime/pipeline/internal.h"
 
 #include "base/error.h"
 #include "base/os.h"

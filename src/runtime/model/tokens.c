@@ -1,4 +1,4 @@
-#include "runtime/model_tokens.h"
+#include "runtime/model/tokens.h"
 
 void model_tokens_pack(GByteArray *to, const Cornserve__Wire__Tokens *tokens)
 {

@@ -3,8 +3,8 @@
  * Codes are told to the gateway as Tokens, so that a talker that takes its place goes on from them,
  * and a round later they go to the vocoder. When that has many to read the talker stands still. */
 #include "base/error.h"
-#include "runtime/model_internal.h"
-#include "runtime/model_tokens.h"
+#include "runtime/model/internal.h"
+#include "runtime/model/tokens.h"
 
 #include <string.h>
 

@@ -8,8 +8,8 @@
  * Threads: every function may be called from any thread. Sink calls of one request never overlap,
  * come from threads of the pipeline, must not block, and end with exactly one on_done.
  */
-#ifndef CS_RUNTIME_PIPELINE_H
-#define CS_RUNTIME_PIPELINE_H
+#ifndef CS_RUNTIME_PIPELINE_PIPELINE_H
+#define CS_RUNTIME_PIPELINE_PIPELINE_H
 
 #include "engine/sampling.h"
 #include "media/decoder/pool.h"

@@ -2,7 +2,7 @@
  * are counted, and the samples. */
 #include "base/error.h"
 #include "runtime.pb-c.h"
-#include "runtime/pipeline_internal.h"
+#include "runtime/pipeline/internal.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
  *     {"dir": "/models/Qwen2.5-Omni-7B", "dtype": "auto", "isa": "", "threads": 0,
  *      "max_batch_tokens": 0, "max_sequences": 0, "max_context_tokens": 0, "max_queued": 0}
  *
- * It loads only what it hosts. Encoders read a medium as the gateway prepared it (model_payload.h)
+ * It loads only what it hosts. Encoders read a medium as the gateway prepared it (payload.h)
  * and give embeddings; the LLM reads a Prompt (proto/runtime.proto), takes embeddings as they come,
  * and gives Tokens and, to a talker, states; the talker
  * gives codes, the vocoder samples. What producer and consumer here have in common is handed over
@@ -12,7 +12,7 @@
 #include "base/json.h"
 #include "models/qwen2_5_omni/token2wav.h"
 #include "runtime/memory.h"
-#include "runtime/model_internal.h"
+#include "runtime/model/internal.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* What pipeline.c (life of the model and its engines), pipeline_request.c (life of a request) and
- * pipeline_speech.c (its speech) share. */
+/* What pipeline.c (life of the model and its engines), request.c (life of a request) and
+ * speech.c (its speech) share. */
 #ifndef CS_RUNTIME_PIPELINE_INTERNAL_H
 #define CS_RUNTIME_PIPELINE_INTERNAL_H
 
@@ -8,7 +8,7 @@
 #include "engine/llm_engine.h"
 #include "media/decoder/pool.h"
 #include "models/model.h"
-#include "runtime/pipeline.h"
+#include "runtime/pipeline/pipeline.h"
 #include "runtime/runtime.h"
 #include "runtime/talk.h"
 #include "runtime/text_stream.h"

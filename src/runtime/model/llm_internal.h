@@ -1,10 +1,10 @@
-/* What model_llm.c (the life of a request in the LLM engine) and model_llm_halves.c (what a prefill
+/* What llm.c (the life of a request in the LLM engine) and llm_halves.c (what a prefill
  * hands to its decode) share. */
 #ifndef CS_RUNTIME_MODEL_LLM_INTERNAL_H
 #define CS_RUNTIME_MODEL_LLM_INTERNAL_H
 
-#include "runtime/model_internal.h"
-#include "runtime/model_tokens.h"
+#include "runtime/model/internal.h"
+#include "runtime/model/tokens.h"
 
 typedef struct llm_job llm_job;
 
@@ -64,7 +64,7 @@ static inline bool llm_is_decode(const llm_job *j)
     return j->base.job->role == CORNSERVE__WIRE__ROLE__DECODE;
 }
 
-/* --- model_llm_halves.c --- */
+/* --- llm_halves.c --- */
 
 typedef struct llm_chunk llm_chunk;
 void llm_chunk_free(void *chunk);

@@ -1,7 +1,7 @@
 /* A medium through an encoder:  attachment -> engine -> embeddings -> sidecar or hand-over. */
 #include "base/error.h"
-#include "runtime/model_internal.h"
-#include "runtime/model_payload.h"
+#include "runtime/model/internal.h"
+#include "runtime/model/payload.h"
 
 #include <string.h>
 

@@ -5,7 +5,7 @@
  * A request that speaks has three stages; the first error of any of them ends the others, and the
  * request is done when the last one is.
  */
-#include "runtime/pipeline_internal.h"
+#include "runtime/pipeline/internal.h"
 
 #include "base/error.h"
 #include "models/qwen2_5_omni/token2wav.h"

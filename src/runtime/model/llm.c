@@ -8,7 +8,7 @@
  * The decode goes on from these tokens as a resumed generation does, with blocks instead of the
  * prompt; it alone speaks to the client. */
 #include "base/error.h"
-#include "runtime/model_llm_internal.h"
+#include "runtime/model/llm_internal.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* What jobs hand to each other: within the executor as tensors, to other executors as chunks of the
  * sidecar. */
 #include "base/error.h"
-#include "runtime/model_internal.h"
+#include "runtime/model/internal.h"
 
 #include <string.h>
 
