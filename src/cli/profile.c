@@ -16,7 +16,8 @@
 #define NODE "local" /* the name of this machine, as `cornserve serve` calls it */
 
 static char *output, *graph_path, *cluster_path, *dtype, *isa;
-static char *threads_text, *image_text, *audio_text, *prompt_text, *context_text, *batch_text;
+static char *threads_text, *image_text, *audio_text, *prompt_text, *context_text, *batch_text,
+    *speech_text;
 static char **only;
 static double seconds = 3;
 static int cores, max_batch_tokens;
@@ -45,7 +46,9 @@ static const GOptionEntry entries[] = {
     {"context", 0, 0, G_OPTION_ARG_STRING, &context_text,
      "Tokens before those that are written, in multiples of 32 (256,1024)", "N,N..."},
     {"batch", 0, 0, G_OPTION_ARG_STRING, &batch_text,
-     "Answers written at the same time (1,2,4,8,16,32,64)", "N,N..."},
+     "Answers written or spoken at the same time (1,2,4,8,16,32,64)", "N,N..."},
+    {"speech-tokens", 0, 0, G_OPTION_ARG_STRING, &speech_text,
+     "Lengths of a speech, in codes of the talker (50,200)", "N,N..."},
     {"max-batch-tokens", 0, 0, G_OPTION_ARG_INT, &max_batch_tokens,
      "Tokens computed in one step, as of `cornserve serve` (512)", "N"},
     {"dtype", 0, 0, G_OPTION_ARG_STRING, &dtype, "Precision: auto (the checkpoint's), f32 or bf16",
@@ -134,6 +137,7 @@ static bool read_options(cs_profiler_options *o, GError **error)
         {"--prompt-tokens", prompt_text, "32,128,512,1024", 1, 1 << 20, &o->prompt_tokens},
         {"--context", context_text, "256,1024", 32, 1 << 20, &o->context},
         {"--batch", batch_text, "1,2,4,8,16,32,64", 1, 1024, &o->batches},
+        {"--speech-tokens", speech_text, "50,200", 1, 4096, &o->speech_codes},
         {"--threads", threads_text, "1", 1, (uint32_t)cores, &o->threads},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(lists); i++)
@@ -210,7 +214,7 @@ static bool write_profiles(const char *dir, const cs_profiler_result *result, GE
 
 static bool write_graph(const cs_profiler_result *result, json_t *graph, GError **error)
 {
-    cs_profiler_set_memory(result, graph);
+    cs_profiler_set_graph(result, graph);
     return write_json(graph_path, graph, error);
 }
 

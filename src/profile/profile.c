@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/os.h"
+#include "models/qwen2_5_omni/token2wav.h"
 #include "profile/profile_internal.h"
 
 #include <math.h>
@@ -92,7 +93,7 @@ void profile_point_say(const profile_run *run, const profile_point *point, const
 
 /* ---- components ---- */
 
-typedef enum { PROFILE_LLM, PROFILE_ENCODER } profile_kind;
+typedef enum { PROFILE_LLM, PROFILE_ENCODER, PROFILE_TALKER, PROFILE_GENERATOR } profile_kind;
 
 static const struct {
     const char *name;
@@ -102,6 +103,8 @@ static const struct {
     {"image_encoder", PROFILE_ENCODER, CS_MODALITY_IMAGE},
     {"audio_encoder", PROFILE_ENCODER, CS_MODALITY_AUDIO},
     {"thinker", PROFILE_LLM, CS_N_MODALITIES},
+    {"talker", PROFILE_TALKER, CS_N_MODALITIES},
+    {"vocoder", PROFILE_GENERATOR, CS_N_MODALITIES},
 };
 
 static size_t find_known(const char *component)
@@ -155,11 +158,30 @@ static void keep_memory(cs_profiler_result *result, const profile_run *run)
 
 /* ---- runs ---- */
 
+static void keep_stream(cs_profiler_result *result, const profile_run *run)
+{
+    for (guint i = 0; i < result->streams->len; i++)
+        if (strcmp(((cs_profiler_stream *)result->streams->pdata[i])->component, run->component) ==
+            0)
+            return;
+    cs_profiler_stream *kept = g_memdup2(&run->stream, sizeof run->stream);
+    kept->component = g_strdup(run->component);
+    g_ptr_array_add(result->streams, kept);
+}
+
 static bool measure(profile_run *run, profile_kind kind, cs_modality modality, GError **error)
 {
+    cs_speech *speech = run->model->speech;
     if (kind == PROFILE_LLM)
-        return profile_llm(run, g_steal_pointer(&run->model->llm), error);
-    return profile_encoder(run, modality, error);
+        return profile_llm(run, g_steal_pointer(&run->model->llm), NULL, error);
+    if (kind == PROFILE_ENCODER)
+        return profile_encoder(run, modality, error);
+    if (!speech)
+        return cs_fail(error, CS_ERROR_NOT_FOUND, "%s: the checkpoint does not speak",
+                       run->component);
+    if (kind == PROFILE_TALKER)
+        return profile_llm(run, g_steal_pointer(&speech->talker), speech, error);
+    return profile_generator(run, cs_token2wav_generator(speech->token2wav), error);
 }
 
 static bool run_one(profile_run *run, GError **error)
@@ -180,6 +202,7 @@ static bool run_one(profile_run *run, GError **error)
                       &(cs_model_options){.compute = compute,
                                           .dtype = o->dtype,
                                           .components = only,
+                                          .speech = known[which].kind >= PROFILE_TALKER,
                                           .no_text = known[which].kind != PROFILE_LLM},
                       error);
     if (!model)
@@ -191,6 +214,8 @@ static bool run_one(profile_run *run, GError **error)
     if (!measure(run, known[which].kind, known[which].modality, error))
         return false;
     keep_memory(run->result, run);
+    if (run->stream.piece > 0)
+        keep_stream(run->result, run);
     return true;
 }
 
@@ -208,12 +233,19 @@ static void free_memory(void *data)
     g_free(data);
 }
 
+static void free_stream(void *data)
+{
+    g_free(((cs_profiler_stream *)data)->component);
+    g_free(data);
+}
+
 void cs_profiler_result_free(cs_profiler_result *result)
 {
     if (!result)
         return;
     g_ptr_array_unref(result->entries);
     g_ptr_array_unref(result->memory);
+    g_ptr_array_unref(result->streams);
     g_free(result->isa);
     g_free(result);
 }
@@ -223,6 +255,7 @@ cs_profiler_result *cs_profiler_run(const cs_profiler_options *options, GError *
     g_autoptr(cs_profiler_result) result = g_new0(cs_profiler_result, 1);
     result->entries = g_ptr_array_new_with_free_func(free_entry);
     result->memory = g_ptr_array_new_with_free_func(free_memory);
+    result->streams = g_ptr_array_new_with_free_func(free_stream);
     for (const char *const *c = options->components; *c; c++)
         for (uint32_t t = 0; t < options->threads.n && !profile_is_cancelled(options); t++) {
             profile_run run = {.options = options,
@@ -268,7 +301,7 @@ json_t *cs_profiler_to_json(const cs_profiler_result *result, const char *name)
     return json_pack("{s:i, s:s, s:o}", "version", 1, "name", name, "profiles", profiles);
 }
 
-void cs_profiler_set_memory(const cs_profiler_result *result, json_t *graph)
+void cs_profiler_set_graph(const cs_profiler_result *result, json_t *graph)
 {
     size_t c;
     json_t *component;

@@ -3,10 +3,11 @@
  *
  * Each component is loaded alone, with each count of threads, as an executor of the kind "model"
  * loads it, and its steps are timed over batches and sizes: encoders over media, the halves of an
- * LLM over prompts and over sequences in a step. After a warm-up a point is repeated until the mean
- * is known to 1 % (standard error) or its share of the time is used up; every step that was timed
- * is kept as a sample. Weights, KV bytes of a token and the memory that steps need beside them are
- * measured with it.
+ * LLM over prompts and over sequences in a step (the talker too, which hears a row with each
+ * token), a generator over streams at once and lengths of speech. After a warm-up a point is
+ * repeated until the mean is known to 1 % (standard error) or its share of the time is used up;
+ * every step that was timed is kept as a sample. Weights, KV bytes of a token and the memory that
+ * steps need beside them are measured with it.
  *
  * A device of kind "cpu" is a thread: an executor of n devices computes with n threads.
  *
@@ -36,7 +37,8 @@ typedef struct {
     cs_profiler_list audio_seconds; /* of one sound */
     cs_profiler_list prompt_tokens; /* of one prompt */
     cs_profiler_list context;       /* tokens before those that are decoded */
-    cs_profiler_list batches;       /* sequences in a step */
+    cs_profiler_list batches;       /* sequences or streams in a step */
+    cs_profiler_list speech_codes;  /* of one speech */
     uint32_t max_step_tokens;       /* of the LLM engine; 0: its own */
     double seconds;                 /* to measure a component with one count of threads */
     const volatile int *cancel;     /* not 0: end with what there is; may be NULL */
@@ -65,10 +67,19 @@ typedef struct {
     double weights_bytes, activation_bytes, kv_bytes_per_token;
 } cs_profiler_memory;
 
+/* How a component follows what it is fed while that is still being made. */
+typedef struct {
+    char *component;
+    double ahead;              /* units that must have come beyond those it makes next */
+    double first_piece, piece; /* units it makes, and gives away, together: at first, and in the end
+                                  (each piece is up to twice the one before) */
+} cs_profiler_stream;
+
 typedef struct {
     char *isa;          /* that was used */
     GPtrArray *entries; /* cs_profiler_entry */
     GPtrArray *memory;  /* cs_profiler_memory */
+    GPtrArray *streams; /* cs_profiler_stream */
     bool cancelled;
 } cs_profiler_result;
 
@@ -82,8 +93,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_profiler_result, cs_profiler_result_free)
 
 /* profiles.json; json_decref. Entries with fewer than two samples are left out. */
 json_t *cs_profiler_to_json(const cs_profiler_result *result, const char *name);
-/* Puts the measured memory into the component graph of `cornserve graph --json`. */
-void cs_profiler_set_memory(const cs_profiler_result *result, json_t *graph);
+/* Puts measured memory and streams into the component graph of `cornserve graph --json`. */
+void cs_profiler_set_graph(const cs_profiler_result *result, json_t *graph);
 
 /* How fast chunks go from one process to another through the sidecar on this machine: bytes a
  * second, written once and read once, and seconds for one small chunk. */

@@ -1,7 +1,8 @@
-/* What the measurements of encoders and LLMs share. */
+/* What the measurements of encoders, LLMs and generators share. */
 #ifndef CS_PROFILE_PROFILE_INTERNAL_H
 #define CS_PROFILE_PROFILE_INTERNAL_H
 
+#include "models/generator.h"
 #include "models/model.h"
 #include "profile/profile.h"
 
@@ -25,6 +26,7 @@ typedef struct {
     cs_model *model;
     double before_bytes;       /* of memory, when nothing was loaded */
     cs_profiler_memory memory; /* of this run; its component is unused */
+    cs_profiler_stream stream; /* likewise; all 0: it takes its input whole */
 } profile_run;
 
 bool profile_is_cancelled(const cs_profiler_options *options);
@@ -48,6 +50,8 @@ void profile_note_activations(profile_run *run, double other_bytes);
 
 /* Each measures the run's component and fills its memory. */
 bool profile_encoder(profile_run *run, cs_modality modality, GError **error);
-bool profile_llm(profile_run *run, cs_llm *llm, GError **error); /* takes llm over */
+/* Takes llm over. speech: of a talker; NULL: of the main LLM. */
+bool profile_llm(profile_run *run, cs_llm *llm, const cs_speech *speech, GError **error);
+bool profile_generator(profile_run *run, cs_generator *generator, GError **error);
 
 #endif

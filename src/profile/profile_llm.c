@@ -1,6 +1,6 @@
 /* LLMs, in the engine that serves them: steps of one prompt's rows, and of many sequences that each
  * add a token. The steps are the engine's own, so scheduling, sampling and all it does beside the
- * component are in their times.
+ * component are in their times. A talker hears a row with each token and samples as speech does.
  *
  * The contexts behind which tokens are decoded are not computed: they come in as KV blocks, as a
  * prefill executor sends them. */
@@ -9,6 +9,7 @@
 #include "engine/llm_engine.h"
 #include "profile/profile_internal.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -16,8 +17,13 @@
 #define KV_FRACTION_OF_FREE 0.5
 #define DECODE_WARM_UP 3
 
+enum { ITEM_PROMPT, ITEM_REPLY, N_ITEMS }; /* what a talker hears */
+
 typedef struct {
     profile_run *run;
+    const cs_speech *speech; /* of a talker; NULL else */
+    GArray *bans;            /* cs_token_bias: a talker's, so that its speech does not end */
+    cs_shared_tensor *heard; /* zeros [of the longest prompt or context, heard_size] */
     cs_llm_engine *engine;
     cs_llm *llm; /* the engine's */
     size_t kv_block_bytes;
@@ -105,14 +111,35 @@ static void on_step(void *user)
 
 /* ---- the measuring thread ---- */
 
+/* The rows that a talker hears: those of its prompt, and one that goes with all of its tokens. */
+static void provide_rows(const llm_bench *b, cs_llm_request *request, uint32_t n_tokens)
+{
+    const uint32_t n_rows[N_ITEMS] = {[ITEM_PROMPT] = n_tokens, [ITEM_REPLY] = 1};
+    for (uint32_t item = 0; item < N_ITEMS; item++) {
+        g_autoptr(cs_shared_tensor) rows = cs_shared_tensor_wrap(
+            b->heard->t.data, CS_DTYPE_F32, n_rows[item], b->heard->t.cols, NULL, NULL);
+        cs_llm_request_provide(request, item, rows, true);
+    }
+}
+
 static cs_llm_request *submit(llm_bench *b, uint32_t n_tokens, bool decode, GError **error)
 {
+    const cs_llm_input_span span = {0, n_tokens, ITEM_PROMPT, 0};
+    const cs_llm_input_item items[N_ITEMS] = {[ITEM_PROMPT] = {.n_rows = n_tokens}};
     cs_llm_request_options options = {
         .n_tokens = n_tokens,
         .token_ids = b->token_ids,
         .sampling = b->sampling,
         .max_tokens = decode ? ROOM_TOKENS : 1,
     };
+    if (b->speech) {
+        options.n_spans = 1;
+        options.spans = &span;
+        options.n_items = N_ITEMS;
+        options.items = items;
+        options.has_reply_item = true;
+        options.reply_item = ITEM_REPLY;
+    }
     bool import = decode && b->blocks;
     if (import) {
         options.import_kv = true;
@@ -128,7 +155,11 @@ static cs_llm_request *submit(llm_bench *b, uint32_t n_tokens, bool decode, GErr
         pthread_mutex_lock(&b->lock);
         b->quiet = --b->live == 0;
         pthread_mutex_unlock(&b->lock);
-    } else if (import) {
+        return NULL;
+    }
+    if (b->speech)
+        provide_rows(b, request, n_tokens);
+    if (import) {
         cs_shared_tensor *all = b->blocks;
         g_autoptr(cs_shared_tensor) blocks = cs_shared_tensor_wrap(
             all->t.data, CS_DTYPE_U8, n_tokens / CS_LLM_BLOCK_TOKENS, all->t.cols, NULL, NULL);
@@ -278,11 +309,17 @@ static uint32_t fitting_batch(const llm_bench *b)
 static bool make_inputs(llm_bench *b, GError **error)
 {
     const cs_profiler_list *contexts = &b->run->options->context;
+    const cs_profiler_list *prompts = &b->run->options->prompt_tokens;
+    uint32_t longest = MAX(contexts->values[contexts->n - 1], prompts->values[prompts->n - 1]);
     b->token_ids = g_try_malloc_n(b->max_context_tokens, sizeof *b->token_ids);
     if (!b->token_ids)
         return cs_fail(error, CS_ERROR_FAILED, "%s: no memory for a prompt", b->run->component);
     for (uint32_t i = 0; i < b->max_context_tokens; i++)
         b->token_ids[i] = (int32_t)((i * 2654435761u >> 8) % b->llm->vocab_size);
+    if (b->speech &&
+        !(b->heard = cs_shared_tensor_new(CS_DTYPE_F32, longest, b->speech->heard_size)))
+        return cs_fail(error, CS_ERROR_FAILED, "%s: no memory for what it hears",
+                       b->run->component);
     if (!b->llm->ops->write_block)
         return true;
     b->blocks =
@@ -303,6 +340,24 @@ static cs_sampling_params default_sampling(const cs_generation_defaults *g)
         params.top_p = g->top_p;
     }
     return params;
+}
+
+/* As of a speech that says nothing, but that never ends. */
+static cs_sampling_params speech_sampling(llm_bench *b)
+{
+    const cs_speech *speech = b->speech;
+    b->bans = g_array_new(FALSE, FALSE, sizeof(cs_token_bias));
+    for (uint32_t id = (uint32_t)speech->n_codes; id < b->llm->vocab_size; id++) {
+        cs_token_bias ban = {(int32_t)id, -INFINITY};
+        g_array_append_val(b->bans, ban);
+    }
+    return (cs_sampling_params){.temperature = speech->temperature,
+                                .top_k = speech->top_k,
+                                .top_p = speech->top_p,
+                                .repetition_penalty = speech->repetition_penalty,
+                                .n_logprobs = -1,
+                                .n_biases = b->bans->len,
+                                .biases = (const cs_token_bias *)(void *)b->bans->data};
 }
 
 static bool start(llm_bench *b, cs_llm *llm, uint32_t max_batch, GError **error)
@@ -334,27 +389,32 @@ static bool measure(llm_bench *b, cs_llm *llm, GError **error)
         !measure_decode(b, max_batch, error))
         return false;
     double inputs_bytes = b->blocks ? (double)b->blocks->t.rows * (double)b->blocks->t.cols : 0;
+    if (b->heard)
+        inputs_bytes += (double)b->heard->t.rows * (double)b->heard->t.cols * sizeof(float);
     double cache_bytes = (double)b->peak_blocks * (double)b->kv_block_bytes;
     profile_note_activations(b->run, inputs_bytes + cache_bytes);
     return true;
 }
 
-bool profile_llm(profile_run *run, cs_llm *llm, GError **error)
+bool profile_llm(profile_run *run, cs_llm *llm, const cs_speech *speech, GError **error)
 {
     if (!llm)
         return cs_fail(error, CS_ERROR_NOT_FOUND, "%s: the checkpoint has none", run->component);
     llm_bench b = {.run = run,
+                   .speech = speech,
                    .llm = llm,
                    .kv_block_bytes = llm->kv_block_bytes,
                    .max_context_tokens = llm->max_context_tokens,
-                   .sampling = default_sampling(&run->model->generation),
                    .quiet = true,
                    .lock = PTHREAD_MUTEX_INITIALIZER,
                    .changed = PTHREAD_COND_INITIALIZER};
+    b.sampling = speech ? speech_sampling(&b) : default_sampling(&run->model->generation);
     run->memory.kv_bytes_per_token = (double)llm->kv_block_bytes / CS_LLM_BLOCK_TOKENS;
     bool ok = measure(&b, llm, error);
     cs_llm_engine_free(b.engine);
     cs_shared_tensor_unref(b.blocks);
+    cs_shared_tensor_unref(b.heard);
+    g_clear_pointer(&b.bans, g_array_unref);
     g_free(b.token_ids);
     g_clear_error(&b.error);
     pthread_cond_destroy(&b.changed);
