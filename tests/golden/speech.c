@@ -4,29 +4,17 @@
  * the reference has no figure, since it computes token2wav in f32 only; the general bar holds.
  */
 #include "base/json.h"
-#include "golden.h"
 #include "models/qwen2_5_omni/dit.h"
 #include "models/qwen2_5_omni/vocoder.h"
+#include "settings.h"
 
 #include <stdlib.h>
 
-static const double BAR_F32 = 1e-4;
-static const double BAR_BF16 = 2e-2;
-
-static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
-
 static char *golden_dir;
 static json_t *utterances;
-/* As in thinker.c. */
-static bool measuring;
 
 typedef struct {
-    const char *isa;
-    const char *dtype;
-} setting;
-
-typedef struct {
-    const setting *setting;
+    const golden_setting *setting;
     cs_compute *compute;
     cs_qwen2_5_omni_config config;
     cs_dit *dit;
@@ -41,13 +29,8 @@ static void check(const run *r, const char *name, const float *got, int64_t cols
     double error = golden_error(r->file, name, got, cols);
     if (error < 0)
         return;
-    if (measuring) {
-        g_print("%s %.6e\n", name, error);
-        return;
-    }
-    double bar = strcmp(r->setting->dtype, "bf16") == 0 ? BAR_BF16 : BAR_F32;
-    g_test_message("%s: %.2e, at most %.2e", name, error, bar);
-    g_assert_cmpfloat(error, <=, bar);
+    golden_hold("token2wav", name, error,
+                golden_is_bf16(r->setting) ? GOLDEN_BAR_BF16 : GOLDEN_BAR_F32);
 }
 
 static float *download(const run *r, const cs_tensor *t)
@@ -207,8 +190,7 @@ static void replay_all(run *r, const char *dir, const char *item)
     cs_parameters *parameters = cs_parameters_new(r->compute);
     cs_loader loader = {.checkpoint = checkpoint,
                         .parameters = parameters,
-                        .dtype =
-                            strcmp(r->setting->dtype, "bf16") == 0 ? CS_DTYPE_BF16 : CS_DTYPE_F32};
+                        .dtype = golden_is_bf16(r->setting) ? CS_DTYPE_BF16 : CS_DTYPE_F32};
     r->dit = cs_dit_load(&loader, r->compute, &r->config.dit, "token2wav.code2wav_dit_model");
     r->vocoder = cs_vocoder_load(&loader, r->compute, &r->config.vocoder,
                                  "token2wav.code2wav_bigvgan_model");
@@ -228,12 +210,9 @@ static void replay_all(run *r, const char *dir, const char *item)
 static void test_utterances(const void *data)
 {
     run r = {.setting = data};
-    const cs_compute_options options = {.n_threads = 2, .isa = r.setting->isa};
-    r.compute = cs_compute_new(&options, NULL);
-    if (!r.compute) {
-        g_test_skip("this CPU lacks the instruction set");
+    r.compute = golden_compute(r.setting);
+    if (!r.compute)
         return;
-    }
     g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
     replay_all(&r, dir, NULL);
     cs_compute_free(r.compute);
@@ -241,12 +220,12 @@ static void test_utterances(const void *data)
 
 static void measure(const char *dir, const char *item)
 {
-    static const setting f32 = {.dtype = "f32"};
+    static const golden_setting f32 = {.dtype = "f32"};
     run r = {.setting = &f32};
     g_autoptr(GError) error = NULL;
     r.compute = cs_compute_new(&(cs_compute_options){.n_threads = 2}, &error);
     g_assert_no_error(error);
-    measuring = true;
+    golden_measuring = true;
     replay_all(&r, dir, item);
     cs_compute_free(r.compute);
 }
@@ -262,13 +241,7 @@ int main(int argc, char **argv)
     json_t *root = cs_json_load_file(path, 1 << 24, &error);
     g_assert_no_error(error);
     utterances = json_object_get(root, "utterances");
-    static setting settings[G_N_ELEMENTS(isas) * 2];
-    for (size_t i = 0; i < G_N_ELEMENTS(settings); i++) {
-        settings[i] = (setting){.isa = isas[i / 2], .dtype = i % 2 ? "bf16" : "f32"};
-        g_autofree char *name =
-            g_strdup_printf("/golden/speech/%s/%s", settings[i].isa, settings[i].dtype);
-        g_test_add_data_func(name, &settings[i], test_utterances);
-    }
+    golden_settings_add("/golden/speech", test_utterances);
     int result = 0;
     if (argc == 4)
         measure(argv[2], argv[3]);

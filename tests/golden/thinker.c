@@ -7,36 +7,24 @@
  * when it runs in bf16.
  */
 #include "base/json.h"
-#include "golden.h"
 #include "media/decoder/pool.h"
 #include "models/model.h"
 #include "models/qwen2_5_omni/decoder.h"
 #include "models/qwen2_5_omni/token2wav.h"
+#include "settings.h"
 
 #include <stdlib.h>
 
-static const double BAR_F32 = 1e-4;
-static const double BAR_BF16 = 2e-2;
 /* Ours may be as far from f32 as the reference's bf16 is; where that is next to nothing, rounding
  * of ours counts. */
 static const double BF16_FLOOR = 6e-3;
 
-static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
-
 static char *golden_dir;
 static json_t *requests, *utterances;
 static cs_media_pool *pool;
-/* Errors are told, and nothing is held against the bars: mutations.py plants bugs in a checkpoint
- * and judges. */
-static bool measuring;
 
 typedef struct {
-    const char *isa;
-    const char *dtype;
-} setting;
-
-typedef struct {
-    const setting *setting;
+    const golden_setting *setting;
     cs_compute *compute;
     cs_model *model;
 } run;
@@ -56,18 +44,12 @@ static void check(const run *r, json_t *request, const golden_file *file, const 
     double error = golden_error(file, name, got, cols);
     if (error < 0)
         return;
-    if (measuring) {
-        g_print("%s %.6e\n", name, error);
-        return;
-    }
-    double bar = BAR_F32;
-    if (strcmp(r->setting->dtype, "bf16") == 0) {
+    double bar = GOLDEN_BAR_F32;
+    if (golden_is_bf16(r->setting)) {
         json_t *reference = json_object_get(json_object_get(request, "bf16_error"), name);
-        bar = reference ? MAX(json_number_value(reference), BF16_FLOOR) : BAR_BF16;
+        bar = reference ? MAX(json_number_value(reference), BF16_FLOOR) : GOLDEN_BAR_BF16;
     }
-    g_test_message("%s %s: %.2e, at most %.2e", json_string_value(json_object_get(request, "name")),
-                   name, error, bar);
-    g_assert_cmpfloat(error, <=, bar);
+    golden_hold(json_string_value(json_object_get(request, "name")), name, error, bar);
 }
 
 /* ---- Media ---- */
@@ -151,7 +133,7 @@ static cs_prompt *make_prompt(const run *r, json_t *request)
 
 static void check_prompt(const golden_file *file, const cs_prompt *prompt)
 {
-    if (measuring)
+    if (golden_measuring)
         return;
     const cs_checkpoint_tensor *ids = golden_get(file, "input_ids"),
                                *positions = golden_get(file, "position_ids");
@@ -278,11 +260,11 @@ static void decode_greedily(const run *r, json_t *request, const golden_file *fi
     const cs_llm *llm = r->model->llm;
     const cs_checkpoint_tensor *tokens = golden_get(file, "greedy_tokens");
     const float *gaps = golden_get(file, "greedy_gap")->data;
-    bool exact = strcmp(r->setting->dtype, "f32") == 0;
+    bool exact = !golden_is_bf16(r->setting);
     g_autofree float *logits = g_memdup2(first, llm->vocab_size * sizeof(float));
     for (int64_t i = 0; i < tokens->shape[0]; i++) {
         int32_t token = ((const int32_t *)tokens->data)[i];
-        if (!measuring && (exact || gaps[i] > 0.1f))
+        if (!golden_measuring && (exact || gaps[i] > 0.1f))
             g_assert_cmpint(largest(logits, llm->vocab_size), ==, token);
         if (i + 1 == tokens->shape[0])
             break;
@@ -432,7 +414,7 @@ static float *check_talker_prefill(const run *r, json_t *utterance, const golden
             positions[i][axis] = i < prompt->n_tokens
                                      ? prompt->positions[i][axis]
                                      : prompt->next_position + (int32_t)(i - prompt->n_tokens);
-            if (!measuring)
+            if (!golden_measuring)
                 g_assert_cmpint(positions[i][axis], ==, expected[axis * n + i]);
             wanted[i] = i;
         }
@@ -474,14 +456,14 @@ static void check_codes(const run *r, json_t *utterance, const golden_file *file
     const cs_checkpoint_tensor *codes = golden_get(file, "talker.codes");
     int64_t n_reply = golden_get(file, "talker.reply")->shape[0];
     const float *gaps = golden_get(file, "talker.gap")->data;
-    bool exact = strcmp(r->setting->dtype, "f32") == 0;
+    bool exact = !golden_is_bf16(r->setting);
     cs_tensor reply = cs_tensor_view(h->reply, CS_DTYPE_F32, n_reply, (int64_t)speech->heard_size);
     check(r, utterance, file, "talker.reply", h->reply, speech->heard_size);
     for (int64_t i = 0; i < codes->shape[0]; i++) {
         int32_t code = ((const int32_t *)codes->data)[i];
         float start = logits[speech->start_id];
         logits[speech->start_id] = -INFINITY;
-        if (!measuring && (exact || gaps[i] > 0.1f))
+        if (!golden_measuring && (exact || gaps[i] > 0.1f))
             g_assert_cmpint(largest(logits, speech->talker->vocab_size), ==, code);
         logits[speech->start_id] = start;
         if (i + 1 == codes->shape[0])
@@ -533,7 +515,7 @@ static void replay_utterance(const run *r, size_t index, json_t *utterance)
     g_assert_cmpuint(index, <, MAX_UTTERANCES);
     g_autoptr(cs_prompt) prompt = make_prompt(r, request);
     heard *h = &heard_in_f32[index];
-    if (strcmp(r->setting->dtype, "f32") == 0) {
+    if (!golden_is_bf16(r->setting)) {
         golden_file request_file =
             golden_open(golden_dir, json_string_value(json_object_get(request, "file")));
         cs_shared_tensor **outputs = encode(r, request, &request_file, prompt);
@@ -589,12 +571,9 @@ static void replay_all(run *r, const char *dir, const char *item)
 static void test_requests(const void *data)
 {
     run r = {.setting = data};
-    const cs_compute_options options = {.n_threads = 2, .isa = r.setting->isa};
-    r.compute = cs_compute_new(&options, NULL);
-    if (!r.compute) {
-        g_test_skip("this CPU lacks the instruction set");
+    r.compute = golden_compute(r.setting);
+    if (!r.compute)
         return;
-    }
     g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
     replay_all(&r, dir, NULL);
     cs_compute_free(r.compute);
@@ -602,12 +581,12 @@ static void test_requests(const void *data)
 
 static void measure(const char *dir, const char *item)
 {
-    static const setting f32 = {.dtype = "f32"};
+    static const golden_setting f32 = {.dtype = "f32"};
     run r = {.setting = &f32};
     g_autoptr(GError) error = NULL;
     r.compute = cs_compute_new(&(cs_compute_options){.n_threads = 2}, &error);
     g_assert_no_error(error);
-    measuring = true;
+    golden_measuring = true;
     replay_all(&r, dir, item);
     cs_compute_free(r.compute);
 }
@@ -632,13 +611,7 @@ int main(int argc, char **argv)
     pool = cs_media_pool_new(&options, &error);
     g_assert_no_error(error);
 
-    static setting settings[G_N_ELEMENTS(isas) * 2];
-    for (size_t i = 0; i < G_N_ELEMENTS(settings); i++) {
-        settings[i] = (setting){.isa = isas[i / 2], .dtype = i % 2 ? "bf16" : "f32"};
-        g_autofree char *name =
-            g_strdup_printf("/golden/thinker/%s/%s", settings[i].isa, settings[i].dtype);
-        g_test_add_data_func(name, &settings[i], test_requests);
-    }
+    golden_settings_add("/golden/thinker", test_requests);
     int result = 0;
     if (argc == 5)
         measure(argv[3], argv[4]);
