@@ -10,6 +10,7 @@
  */
 #include "api/api_internal.h"
 #include "api/output.h"
+#include "api/recital.h"
 #include "api/remote.h"
 #include "base/os.h"
 
@@ -21,14 +22,23 @@
 #define FETCH_TIMEOUT_MS 30000
 /* Speech made ahead of a client that reads a stream. */
 #define CREDIT_SECONDS 30
+/* A text that is read aloud is spoken in passages of at most about so long. The published talker
+ * says up to 82 s in one go; what takes how long is an estimate. */
+#define PASSAGE_SECONDS 30
+/* Of a passage this much has been made when the next is begun, and as much of that one is made
+ * before it is heard: enough that no gap comes between them, and little that is taken from others
+ * who speak. */
+#define AHEAD_SECONDS 2
 
 typedef struct job job;
 
-/* One prompt of the request. */
+/* One prompt of the request, or one passage of a text that is read aloud. */
 typedef struct {
     job *job;
     uint32_t first_answer;
-    cs_pipeline_request *handle; /* under job->lock */
+    cs_pipeline_request *handle; /* under job->lock, as what follows */
+    uint64_t n_allowed;          /* samples, for streams: that may be made */
+    uint64_t n_made;
 } part;
 
 struct job {
@@ -44,11 +54,11 @@ struct job {
     cs_sound *sound;   /* of the one part; NULL: text only */
     GByteArray *bytes; /* of the sound, taken and not told; connection's thread, as is the next */
     bool sound_complete, sound_told;
-    uint64_t owed_samples; /* taken, and the pipeline has not been told that there is room */
     int64_t received_us;
 
     uint32_t n_parts, n_answers;
     part *parts;
+    GArray *passages; /* cs_passage: one a part; NULL: not read aloud */
 
     GMutex lock; /* what follows */
     cs_answer *answers;
@@ -57,10 +67,12 @@ struct job {
     size_t waiting_bytes;
     uint32_t n_started, n_done;
     int64_t first_token_us;
+    cs_recital *recital; /* of the sound's parts */
+    uint32_t n_begun;    /* passages that were submitted */
     /* Of the speech: when the first came; up to when what came lasts if it is played from then on;
      * how long that player waited. */
     int64_t first_audio_us, played_us, underrun_us;
-    uint64_t n_samples;
+    uint64_t n_samples, n_taken; /* that went into the sound; those of them that the client took */
     cs_usage usage;
     GError *error;  /* the first; ends the request */
     cs_fault fault; /* names the field, when the error is about one */
@@ -89,6 +101,8 @@ static void job_unref(job *j)
     for (uint32_t i = 0; i < j->n_answers; i++)
         cs_answer_clear(&j->answers[i]);
     cs_sound_unref(j->sound);
+    cs_recital_free(j->recital);
+    g_clear_pointer(&j->passages, g_array_unref);
     if (j->bytes)
         g_byte_array_unref(j->bytes);
     cs_params_clear(&j->params);
@@ -143,14 +157,23 @@ static void job_fail_with(job *j, cs_error_code code, const char *sentence)
 
 /* ---- the pipeline's side ---- */
 
+static void begin_next(job *j);
+static void allow(job *j);
+
+/* With the lock held. Passages start one after the other. */
+static bool has_started(const job *j)
+{
+    return j->n_started >= (j->passages ? 1 : j->n_parts);
+}
+
 static void on_start(void *user, uint32_t prompt_tokens)
 {
     part *p = user;
     g_mutex_lock(&p->job->lock);
     p->job->n_started++;
-    bool all = p->job->n_started == p->job->n_parts;
+    bool started = has_started(p->job);
     g_mutex_unlock(&p->job->lock);
-    if (all)
+    if (started)
         cs_exchange_wake(p->job->x);
 }
 
@@ -212,13 +235,26 @@ static void observe_audio(job *j, uint32_t n)
     j->n_samples += n;
 }
 
+/* With the lock held, so that samples stay in order. */
+static void hear(job *j, const GArray *samples)
+{
+    if (samples->len == 0)
+        return;
+    observe_audio(j, samples->len);
+    cs_sound_add(j->sound, samples->len, (const float *)(const void *)samples->data);
+}
+
 static void on_audio(void *user, uint32_t n, const float *samples)
 {
-    job *j = ((part *)user)->job;
+    part *p = user;
+    job *j = p->job;
+    g_autoptr(GArray) heard = g_array_new(FALSE, FALSE, sizeof(float));
     g_mutex_lock(&j->lock);
-    observe_audio(j, n);
+    p->n_made += n;
+    cs_recital_add(j->recital, (uint32_t)(p - j->parts), n, samples, heard);
+    hear(j, heard);
     g_mutex_unlock(&j->lock);
-    cs_sound_add(j->sound, n, samples);
+    begin_next(j);
 }
 
 /* With the lock held, of a speech that is complete. */
@@ -243,6 +279,14 @@ static void on_finish(void *user, uint32_t choice, cs_finish_reason reason)
     g_mutex_unlock(&p->job->lock);
 }
 
+/* With the lock held. */
+static void end_part(part *p)
+{
+    g_autoptr(GArray) heard = g_array_new(FALSE, FALSE, sizeof(float));
+    cs_recital_end(p->job->recital, (uint32_t)(p - p->job->parts), heard);
+    hear(p->job, heard);
+}
+
 static void on_done(void *user, const cs_usage *usage, const GError *error)
 {
     part *p = user;
@@ -259,6 +303,8 @@ static void on_done(void *user, const cs_usage *usage, const GError *error)
         for (int m = 0; m < CS_N_MODALITIES; m++)
             j->usage.modality_tokens[m] += usage->modality_tokens[m];
     }
+    if (j->sound && !j->error)
+        end_part(p);
     bool complete = j->n_done == j->n_parts && !j->error;
     if (complete && j->sound)
         observe_speech(j);
@@ -270,6 +316,10 @@ static void on_done(void *user, const cs_usage *usage, const GError *error)
                            (double)(cs_now_us() - j->received_us) * 1e-6, 1);
     if (error && j->n_parts > 1)
         job_cancel(j);
+    if (j->sound && !error && !complete) {
+        begin_next(j);
+        allow(j);
+    }
     cs_exchange_wake(j->x);
     job_unref(j);
 }
@@ -284,21 +334,20 @@ static const cs_sink sink = {.on_start = on_start,
 
 static void fill_voice(const job *j, cs_voice *voice)
 {
-    const cs_pipeline *pipeline = j->pipeline;
-    cs_pipeline_voice_defaults(pipeline, voice);
+    cs_pipeline_voice_defaults(j->pipeline, voice);
     voice->name = j->params.voice ? j->params.voice : voice->name;
-    if (j->params.stream)
-        voice->credit_samples = (uint64_t)CREDIT_SECONDS * cs_pipeline_audio_rate(pipeline);
 }
 
 static void fill_request(job *j, uint32_t i, cs_request *request, cs_request_medium *media)
 {
     *request = (cs_request){
         .sampling = j->sampling, .n_choices = (uint32_t)j->params.n, .echo = j->params.echo};
-    if (j->sound)
+    if (j->sound) {
         fill_voice(j, &request->voice);
-    if (j->output.endpoint == CS_ENDPOINT_SPEECH) {
-        request->aloud = j->params.input;
+        request->voice.credit_samples = j->parts[i].n_allowed;
+    }
+    if (j->passages) {
+        request->aloud = g_array_index(j->passages, cs_passage, i).text;
         request->aloud_how = j->params.instructions;
         return;
     }
@@ -345,13 +394,58 @@ static bool submit_part(job *j, uint32_t i, GError **error)
     return true;
 }
 
-/* Submits every prompt; on failure those before are cancelled and the job ends with the error. */
+/* With the lock held: the next passage is due. */
+static bool is_next_due(const job *j)
+{
+    uint32_t current = cs_recital_current(j->recital);
+    uint64_t enough = (uint64_t)AHEAD_SECONDS * cs_pipeline_audio_rate(j->pipeline);
+    if (!j->passages || j->error || j->cancelled || j->n_begun == j->n_parts)
+        return false;
+    return current == j->n_begun ||
+           (current + 1 == j->n_begun && j->parts[current].n_made >= enough);
+}
+
+/* Submits the next passage when it is time. */
+static void begin_next(job *j)
+{
+    g_autoptr(GError) error = NULL;
+    g_mutex_lock(&j->lock);
+    bool due = is_next_due(j);
+    uint32_t i = j->n_begun;
+    j->n_begun += due;
+    g_mutex_unlock(&j->lock);
+    if (due && !submit_part(j, i, &error))
+        job_fail(j, error);
+}
+
+/* Lets the passage that is heard go on as far as the client's reading makes room. */
+static void allow(job *j)
+{
+    g_mutex_lock(&j->lock);
+    uint32_t current = cs_recital_current(j->recital);
+    part *p = current < j->n_parts ? &j->parts[current] : NULL;
+    uint64_t most = (uint64_t)CREDIT_SECONDS * cs_pipeline_audio_rate(j->pipeline), room = 0;
+    if (j->params.stream && p && p->handle) {
+        uint64_t taken = j->n_samples - j->n_taken + (p->n_allowed - p->n_made);
+        room = most > taken ? most - taken : 0;
+        p->n_allowed += room;
+    }
+    cs_pipeline_request *handle = p ? p->handle : NULL; /* lives as long as the job */
+    g_mutex_unlock(&j->lock);
+    if (room > 0)
+        cs_pipeline_audio_allow(handle, room);
+}
+
+/* Submits every prompt, of passages the first; on failure those before are cancelled and the job
+ * ends with the error. */
 static void job_submit(job *j)
 {
     g_autoptr(GError) error = NULL;
-    for (uint32_t i = 0; i < j->n_parts && !error; i++)
+    for (uint32_t i = 0; i < j->n_parts && !j->passages && !error; i++)
         if (!submit_part(j, i, &error))
             job_fail(j, error);
+    if (j->passages)
+        begin_next(j);
     /* The pipeline has references to what it needs. */
     cs_content_clear(&j->content);
 }
@@ -420,14 +514,10 @@ static void take_sound(job *j)
         job_fail(j, error);
         return;
     }
-    j->owed_samples += j->params.stream ? n_samples : 0;
     g_mutex_lock(&j->lock);
-    cs_pipeline_request *handle = j->parts[0].handle; /* lives as long as the job */
+    j->n_taken += n_samples;
     g_mutex_unlock(&j->lock);
-    if (!handle || j->owed_samples == 0)
-        return;
-    cs_pipeline_audio_allow(handle, j->owed_samples);
-    j->owed_samples = 0;
+    allow(j);
 }
 
 static void note_answer(job *j)
@@ -470,7 +560,7 @@ static void job_ready(void *user, cs_exchange *x)
     if (j->sound)
         take_sound(j);
     g_mutex_lock(&j->lock);
-    bool started = j->n_started == j->n_parts;
+    bool started = has_started(j);
     bool done = j->n_done == j->n_parts && (!j->sound || j->sound_complete);
     g_autoptr(GError) error = j->error ? g_error_copy(j->error) : NULL;
     g_mutex_unlock(&j->lock);
@@ -658,10 +748,17 @@ static bool check_voice(const job *j, cs_fault *fault)
                         error->message);
 }
 
+static bool read_passages(job *j, const cs_body *body, cs_fault *fault)
+{
+    j->passages = cs_passages_of(j->params.input, PASSAGE_SECONDS);
+    return j->passages->len > 0 || cs_fault_expected(fault, "input", "a text to be read aloud",
+                                                     json_object_get(body->root, "input"));
+}
+
 static bool read_content(job *j, const cs_body *body, cs_fault *fault)
 {
     if (j->output.endpoint == CS_ENDPOINT_SPEECH)
-        return true; /* a parameter */
+        return read_passages(j, body, fault);
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION)
         return cs_content_read_prompt(&j->content, body, cs_pipeline_vocab_size(j->pipeline),
                                       fault);
@@ -671,7 +768,8 @@ static bool read_content(job *j, const cs_body *body, cs_fault *fault)
 
 static uint32_t n_prompts(const job *j)
 {
-    return j->content.prompts      ? j->content.prompts->len
+    return j->passages             ? j->passages->len
+           : j->content.prompts    ? j->content.prompts->len
            : j->content.prompt_ids ? j->content.prompt_ids->len
                                    : 1;
 }
@@ -682,7 +780,7 @@ static bool read_request(job *j, const cs_body *body, cs_fault *fault)
         (j->output.endpoint != CS_ENDPOINT_COMPLETION && !check_voice(j, fault)) ||
         !read_content(j, body, fault))
         return false;
-    if (n_prompts(j) * (uint64_t)j->params.n > MAX_ANSWERS)
+    if (!j->passages && n_prompts(j) * (uint64_t)j->params.n > MAX_ANSWERS)
         return cs_fault_set(fault, CS_ERROR_TOO_LARGE, "n",
                             "%u prompts of %" G_GINT64_FORMAT " answers are over the limit of %d",
                             n_prompts(j), j->params.n, MAX_ANSWERS);
@@ -698,7 +796,16 @@ static void prepare_sound(job *j)
                                       .x = j->x,
                                       .whole = !j->params.stream};
     j->sound = cs_sound_new(&options);
+    j->recital = cs_recital_new(j->passages, options.sample_rate);
     j->bytes = g_byte_array_new();
+}
+
+/* What a part of a streamed speech may make before anything is read. */
+static uint64_t first_credit(const job *j, uint32_t i)
+{
+    uint32_t seconds = i == 0 ? CREDIT_SECONDS : AHEAD_SECONDS;
+    return j->sound && j->params.stream ? (uint64_t)seconds * cs_pipeline_audio_rate(j->pipeline)
+                                        : 0;
 }
 
 static void job_prepare(job *j)
@@ -710,16 +817,22 @@ static void job_prepare(job *j)
     /* What the OpenAI API does for completions that do not say. */
     if (j->output.endpoint == CS_ENDPOINT_COMPLETION && !j->params.has_max_tokens)
         j->sampling.max_tokens = 16;
+    if (j->passages && !j->sampling.has_seed) { /* the same for all */
+        j->sampling.has_seed = true;
+        j->sampling.seed = (uint64_t)g_random_int() << 32 | g_random_int();
+    }
     j->output.n_logprobs = j->sampling.n_logprobs;
     j->output.usage_member = j->params.include_usage;
     const uint32_t n_parts = n_prompts(j);
     part *parts = g_new0(part, n_parts);
-    j->n_answers = n_parts * (uint32_t)j->params.n;
+    j->n_answers = j->passages ? 1 : n_parts * (uint32_t)j->params.n;
     j->answers = g_new0(cs_answer, j->n_answers);
     j->last_token_us = g_new0(int64_t, j->n_answers);
     j->finish_told = g_new0(bool, j->n_answers);
     for (uint32_t i = 0; i < n_parts; i++)
-        parts[i] = (part){j, i * (uint32_t)j->params.n, NULL};
+        parts[i] = (part){.job = j,
+                          .first_answer = j->passages ? 0 : i * (uint32_t)j->params.n,
+                          .n_allowed = first_credit(j, i)};
     for (uint32_t i = 0; i < j->n_answers; i++)
         cs_answer_init(&j->answers[i], i);
     g_mutex_lock(&j->lock); /* whoever ends all jobs may look at this one already */

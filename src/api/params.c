@@ -8,8 +8,9 @@
 #define MAX_VOICE_BYTES 256
 #define MAX_BIASES 1024
 #define MAX_CHOICES 64
-/* Of a speech, as the OpenAI API. */
-#define MAX_INPUT_CHARACTERS 4096
+/* Of a speech: about half an hour. The OpenAI API takes 4096. */
+#define MAX_INPUT_CHARACTERS 32768
+#define MAX_INSTRUCTIONS_CHARACTERS 4096
 
 /* ---- faults ---- */
 
@@ -268,32 +269,30 @@ static bool read_audio(reader *r, const char *name, json_t *value)
     return true;
 }
 
-static bool read_characters(reader *r, const char *name, json_t *value, char **text)
+static bool read_characters(reader *r, const char *name, json_t *value, glong most, char **text)
 {
     size_t n;
     const char *bytes = json_is_string(value) ? cs_body_string(r->body, value, &n) : NULL;
     if (!bytes)
         return cs_fault_expected(r->fault, name, "a string", value);
+    if (!g_utf8_validate_len(bytes, n, NULL))
+        return cs_fault_set(r->fault, CS_ERROR_INVALID, name, "expected UTF-8");
     glong n_characters = g_utf8_strlen(bytes, (gssize)n);
-    if (n_characters > MAX_INPUT_CHARACTERS)
+    if (n_characters > most)
         return cs_fault_set(r->fault, CS_ERROR_INVALID, name,
-                            "expected at most %d characters, found %ld", MAX_INPUT_CHARACTERS,
-                            n_characters);
+                            "expected at most %ld characters, found %ld", most, n_characters);
     *text = g_strndup(bytes, n);
     return true;
 }
 
 static bool read_input(reader *r, const char *name, json_t *value)
 {
-    if (!read_characters(r, name, value, &r->params->input))
-        return false;
-    g_strstrip(r->params->input);
-    return *r->params->input || cs_fault_expected(r->fault, name, "a text to be read aloud", value);
+    return read_characters(r, name, value, MAX_INPUT_CHARACTERS, &r->params->input);
 }
 
 static bool read_instructions(reader *r, const char *name, json_t *value)
 {
-    return read_characters(r, name, value, &r->params->instructions);
+    return read_characters(r, name, value, MAX_INSTRUCTIONS_CHARACTERS, &r->params->instructions);
 }
 
 static bool read_stream_format(reader *r, const char *name, json_t *value)

@@ -49,7 +49,7 @@ static bool has_work(const cs_sound *s)
 {
     if (s->complete || s->error)
         return false;
-    return s->ended || (s->samples->len > 0 && !s->options.whole);
+    return s->ended || s->samples->len > 0;
 }
 
 /* With the lock held. */
@@ -62,16 +62,32 @@ static void give_to_maker(cs_sound *s)
     g_thread_pool_push(s->options.makers, s, NULL);
 }
 
+/* The header of a whole WAV file is made when its length is known; until then its samples are. */
+static bool waits_for_header(const cs_sound *s)
+{
+    return s->options.whole && s->options.format == CS_AUDIO_WAV;
+}
+
 static bool encode(cs_sound *s, const GArray *samples, bool last, GByteArray *out, GError **error)
 {
     const cs_sound_options *o = &s->options;
     if (!s->encoder)
-        s->encoder = cs_audio_encoder_new(o->format, o->sample_rate, o->whole ? samples->len : 0,
-                                          o->pool, out, error);
+        s->encoder = cs_audio_encoder_new(waits_for_header(s) ? CS_AUDIO_PCM16 : o->format,
+                                          o->sample_rate, 0, o->pool, out, error);
     return s->encoder &&
            cs_audio_encoder_write(s->encoder, (const float *)(const void *)samples->data,
                                   samples->len, out, error) &&
            (!last || cs_audio_encoder_finish(s->encoder, out, error));
+}
+
+/* With the lock held: what stands before the samples of a whole WAV file. */
+static void add_header(cs_sound *s)
+{
+    g_autoptr(GByteArray) samples = g_steal_pointer(&s->bytes);
+    s->bytes = g_byte_array_sized_new(samples->len + 64);
+    cs_audio_encoder_free(cs_audio_encoder_new(CS_AUDIO_WAV, s->options.sample_rate, s->n_made,
+                                               NULL, s->bytes, NULL));
+    g_byte_array_append(s->bytes, samples->data, samples->len);
 }
 
 /* The body of a maker. */
@@ -92,6 +108,8 @@ static void make(gpointer data, gpointer unused)
             g_byte_array_append(s->bytes, bytes->data, bytes->len);
             s->n_made += samples->len;
             s->complete = last;
+            if (last && waits_for_header(s))
+                add_header(s);
         } else {
             s->error = g_steal_pointer(&error);
         }
@@ -129,10 +147,12 @@ bool cs_sound_take(cs_sound *s, GByteArray *out, uint64_t *n_samples, bool *comp
                    GError **error)
 {
     g_mutex_lock(&s->lock);
-    g_byte_array_append(out, s->bytes->data, s->bytes->len);
-    g_byte_array_set_size(s->bytes, 0);
-    *n_samples += s->n_made;
-    s->n_made = 0;
+    if (s->complete || !waits_for_header(s)) {
+        g_byte_array_append(out, s->bytes->data, s->bytes->len);
+        g_byte_array_set_size(s->bytes, 0);
+        *n_samples += s->n_made;
+        s->n_made = 0;
+    }
     *complete = s->complete;
     if (s->error)
         g_propagate_error(error, g_error_copy(s->error));

@@ -23,7 +23,7 @@ typedef struct {
     cs_media_pool *pool; /* borrowed */
     GThreadPool *makers; /* borrowed */
     cs_exchange *x;      /* a reference is taken */
-    bool whole;          /* encoded at once when all samples are there, so that sizes are known */
+    bool whole; /* sizes in its header are to be known: of WAV nothing is taken before the end */
 } cs_sound_options;
 
 cs_sound *cs_sound_new(const cs_sound_options *options);

@@ -92,6 +92,70 @@ def test_speech(tap, client, model):
     tap.equal(events[-1]["usage"]["output_tokens"] * CODE_BYTES, len(whole), "usage of a speech")
 
 
+# Sentences of about 20 s each: a passage each.
+SENTENCES = [f"This is sentence {name}, " + "and it goes on and on for quite a while, " * 7 + "until it ends." for name in ("one", "two", "three")]
+PAUSE_BYTES = 2 * 24000 // 4
+FADE_BYTES = 2 * 24000 // 200
+
+
+def heard_seconds(client, model, sound):
+    """How long a sound is: the model hears 25 tokens a second."""
+    url = f"data:audio/mpeg;base64,{base64.b64encode(sound).decode()}"  # what it is, is told from its content
+    heard = client.chat.completions.create(model=model, max_tokens=1, messages=[{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": url}}]}])
+    return heard.usage.prompt_tokens_details.audio_tokens / 25
+
+
+def test_long(tap, client, model):
+    """A text of several passages is the passages, one after the other, with silence between them."""
+    def ask(text, **more):
+        return {"model": model, "voice": "Chelsie", "input": text, "response_format": "pcm", "extra_body": {"seed": 5}, **more}
+    alone = [client.audio.speech.create(**ask(text)).content for text in SENTENCES]
+    whole = client.audio.speech.create(**ask(" ".join(SENTENCES))).content
+    at, same = 0, []
+    for i, sound in enumerate(alone):
+        if i > 0:
+            same.append(whole[at:at + PAUSE_BYTES] == bytes(PAUSE_BYTES))
+            at += PAUSE_BYTES
+        found = whole[at:at + len(sound)]
+        same.append(len(found) == len(sound) and found[FADE_BYTES:-FADE_BYTES] == sound[FADE_BYTES:-FADE_BYTES])
+        at += len(sound)
+    tap.equal((same, at), ([True] * 5, len(whole)), "a long text is its sentences with pauses between them")
+    for form in ("audio", "sse"):
+        with client.audio.speech.with_streaming_response.create(**ask(" ".join(SENTENCES), stream_format=form)) as response:
+            if form == "audio":
+                data = b"".join(response.iter_bytes())
+            else:
+                events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+                data = b"".join(base64.b64decode(e["audio"]) for e in events[:-1])
+        tap.check(data == whole, f"streamed as {form}: the same sound", (len(data), len(whole)))
+    tap.equal(events[-1]["usage"]["output_tokens"] * CODE_BYTES, len(whole) - 2 * PAUSE_BYTES, "usage counts the codes of all passages")
+    wav = client.audio.speech.create(**ask(" ".join(SENTENCES), response_format="wav")).content
+    tap.check(pcm_of(wav) == whole, "as WAV: the same sound")
+    for name in ("mp3", "flac", "opus"):
+        sound = client.audio.speech.create(**ask(" ".join(SENTENCES), response_format=name)).content
+        tap.check(sound.startswith(MAGIC[name]), f"a long text in {name}", sound[:8])
+        seconds, expected = heard_seconds(client, model, sound), len(whole) / 48000
+        tap.check(abs(seconds - expected) < 0.2, f"a long text in {name} is as long", (seconds, expected))
+
+
+def test_cut(tap, client, model):
+    """Behind a long prompt the talker has room for a few codes: speech that does not fit is an error, not a shorter speech."""
+    prompt = [{"role": "user", "content": "word " * 670}]
+    try:
+        speak(client, model, messages=prompt)
+        tap.check(False, "speech that would be cut is refused")
+    except openai.APIStatusError as error:
+        tap.check(error.status_code == 413 and "would be cut" in str(error), "speech that would be cut is refused", error)
+    chunks = []
+    try:
+        for chunk in speak(client, model, stream=True, messages=prompt):
+            chunks.append(chunk)
+        tap.check(False, "streamed: speech that would be cut ends with an error")
+    except openai.APIError as error:
+        finishes = [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason]
+        tap.check("would be cut" in str(error) and not finishes, "streamed: speech that would be cut ends with an error and no finish reason", (error, finishes))
+
+
 def test_concurrent(tap, client, model, expected):
     def one(i):
         if i % 2:
@@ -123,7 +187,8 @@ def test_refusals(tap, client, model):
         ("voice", "Ethan, Chelsie", speech, {"voice": "alloy"}),
         ("response_format", "aac", speech, {"response_format": "aac"}),
         ("speed", "speed", speech, {"speed": 2}),
-        ("input", "4096", speech, {"input": "x" * 4097}),
+        ("input", "32768", speech, {"input": "x" * 32769}),
+        ("input", "to be read aloud", speech, {"input": " \n?! "}),
     ]
     for param, part, call, more in cases:
         try:
@@ -162,11 +227,15 @@ def main():
         expected = tap.run("chat", test_chat, tap, client, model)
         tap.run("formats", test_formats, tap, client, model)
         tap.run("speech", test_speech, tap, client, model)
+        tap.run("long", test_long, tap, client, model)
         tap.run("concurrent", test_concurrent, tap, client, model, expected)
         tap.run("text only", test_text_only, tap, client, model, server)
         tap.run("refusals", test_refusals, tap, client, model)
         tap.run("leaving", test_leaving, tap, client, model, server)
         tap.run("metrics", test_metrics, tap, server)
+    with Server(sys.argv[1], "--kv-budget", "3M") as server:
+        client = openai.OpenAI(base_url=f"http://{server.host}:{server.port}/v1", api_key="none", max_retries=0, timeout=120)
+        tap.run("cut", test_cut, tap, client, server.model)
     with Server(sys.argv[1], "--no-speech") as server:
         client = openai.OpenAI(base_url=f"http://{server.host}:{server.port}/v1", api_key="none", max_retries=0, timeout=120)
         for call in (lambda: speak(client, server.model), lambda: client.audio.speech.create(model=server.model, voice="Ethan", input=TEXT)):
