@@ -34,20 +34,6 @@ static double seconds(void)
 
 /* ---- The machine ---- */
 
-static const struct {
-    const char *isa;
-    cs_peak_run *bf16;
-    cs_peak_run *f32;
-} peaks[] = {
-    {"portable", cs_peak_portable, cs_peak_portable},
-#ifdef __x86_64__
-    {"avx2", cs_peak_avx2, cs_peak_avx2},
-    {"avx512", cs_peak_avx512, cs_peak_avx512},
-    {"avx512bf16", cs_peak_avx512bf16, cs_peak_avx512},
-    {"amx", cs_peak_amx, cs_peak_avx512},
-#endif
-};
-
 typedef struct {
     cs_peak_run *run;
     double operations[256];
@@ -61,10 +47,7 @@ static void peak_piece(void *data, int64_t index, uint32_t thread)
 
 static double measure_peak(cs_pool *pool, const char *isa)
 {
-    peak_job job = {0};
-    for (size_t i = 0; i < G_N_ELEMENTS(peaks); i++)
-        if (strcmp(isa, peaks[i].isa) == 0)
-            job.run = peaks[i].bf16;
+    peak_job job = {.run = cs_peak_of(isa, true)};
     double best = 0;
     for (int r = 0; r < 5; r++) {
         double start = seconds(), total = 0;

@@ -56,24 +56,11 @@ static void fail_on(const GError *error)
 
 static double peak(const char *isa)
 {
-    static const struct {
-        const char *isa;
-        cs_peak_run *run;
-    } peaks[] = {
-        {"portable", cs_peak_portable},
-#ifdef __x86_64__
-        {"avx2", cs_peak_avx2},
-        {"avx512", cs_peak_avx512},
-        {"avx512bf16", cs_peak_avx512bf16},
-        {"amx", cs_peak_amx},
-#endif
-    };
     double best = 0;
-    for (size_t i = 0; i < G_N_ELEMENTS(peaks); i++)
-        for (int r = 0; r < REPEAT && strcmp(isa, peaks[i].isa) == 0; r++) {
-            double start = seconds(), operations = peaks[i].run(1000000);
-            best = MAX(best, operations / (seconds() - start));
-        }
+    for (int r = 0; r < REPEAT; r++) {
+        double start = seconds(), operations = cs_peak_of(isa, true)(1000000);
+        best = MAX(best, operations / (seconds() - start));
+    }
     return best;
 }
 

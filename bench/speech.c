@@ -1,7 +1,8 @@
 /* Speed of token2wav at real sizes on one thread, as a share of the peak of its instruction, both
  * measured in this run.
  *
- *     build/bench/speech CHECKPOINT [--isa NAME] [--dtype f32|bf16]
+ *     build/bench/speech CHECKPOINT [--isa NAME] [--dtype f32|bf16] [--only dit|vocoder] [--repeat
+ * N]
  *
  * CHECKPOINT is a Qwen2.5-Omni directory that speaks; tools/reference/full_size --speech 3b makes
  * one with random weights. A DiT step is four evaluations of both halves; a window needs nine.
@@ -16,7 +17,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPEAT = 3 };
+enum { REPEAT = 3 }; /* of the peak */
+
+static struct {
+    const char *isa, *dtype, *only;
+    int repeat;
+} options = {.dtype = "bf16", .only = "", .repeat = 3};
 
 static double seconds(void)
 {
@@ -25,30 +31,13 @@ static double seconds(void)
 
 static double peak(const char *isa, cs_dtype dtype)
 {
-    static const struct {
-        const char *isa;
-        cs_peak_run *bf16, *f32;
-    } peaks[] = {
-        {"portable", cs_peak_portable, cs_peak_portable},
-#ifdef __x86_64__
-        {"avx2", cs_peak_avx2, cs_peak_avx2},
-        {"avx512", cs_peak_avx512, cs_peak_avx512},
-        {"avx512bf16", cs_peak_avx512bf16, cs_peak_avx512},
-        {"amx", cs_peak_amx, cs_peak_avx512},
-#endif
-    };
-    for (size_t i = 0; i < G_N_ELEMENTS(peaks); i++) {
-        if (strcmp(isa, peaks[i].isa) != 0)
-            continue;
-        double best = 0;
-        for (int r = 0; r < REPEAT; r++) {
-            double start = seconds();
-            double operations = (dtype == CS_DTYPE_BF16 ? peaks[i].bf16 : peaks[i].f32)(2000000);
-            best = MAX(best, operations / (seconds() - start));
-        }
-        return best;
+    double best = 0;
+    for (int r = 0; r < REPEAT; r++) {
+        double start = seconds();
+        double operations = cs_peak_of(isa, dtype == CS_DTYPE_BF16)(2000000);
+        best = MAX(best, operations / (seconds() - start));
     }
-    return 0;
+    return best;
 }
 
 static void fail_on(const GError *error)
@@ -100,7 +89,7 @@ static void measure_dit(cs_dit *dit, const cs_qwen2_5_omni_config *config,
     g_autoptr(cs_dit_window) w = cs_dit_window_new(dit, &voice, n_codes, codes, noise, &error);
     fail_on(error);
     double best = INFINITY;
-    for (int r = 0; r < REPEAT; r++) {
+    for (int r = 0; r < options.repeat; r++) {
         double start = seconds();
         cs_dit_step(dit, 1, &w, &error);
         fail_on(error);
@@ -120,7 +109,7 @@ static void measure_vocoder(cs_vocoder *vocoder, const cs_qwen2_5_omni_config *c
     g_autofree float *mel = g_new0(float, frames * config->vocoder.n_mels);
     g_autofree float *samples = g_new(float, frames *rate);
     double best = INFINITY;
-    for (int r = 0; r < REPEAT; r++) {
+    for (int r = 0; r < options.repeat; r++) {
         double start = seconds();
         cs_vocoder_run(vocoder, frames, mel, samples, &error);
         fail_on(error);
@@ -133,23 +122,28 @@ static void measure_vocoder(cs_vocoder *vocoder, const cs_qwen2_5_omni_config *c
 
 int main(int argc, char **argv)
 {
-    const char *isa = NULL, *name = "bf16";
     for (int i = 2; i + 1 < argc; i += 2)
-        *(strcmp(argv[i], "--isa") == 0 ? &isa : &name) = argv[i + 1];
+        if (strcmp(argv[i], "--repeat") == 0)
+            options.repeat = atoi(argv[i + 1]);
+        else
+            *(strcmp(argv[i], "--isa") == 0    ? &options.isa
+              : strcmp(argv[i], "--only") == 0 ? &options.only
+                                               : &options.dtype) = argv[i + 1];
     if (argc < 2) {
-        fprintf(stderr, "speech CHECKPOINT [--isa NAME] [--dtype f32|bf16]\n");
+        fprintf(stderr, "speech CHECKPOINT [--isa NAME] [--dtype f32|bf16] [--only dit|vocoder] "
+                        "[--repeat N]\n");
         return 2;
     }
     g_autoptr(GError) error = NULL;
     g_autoptr(cs_compute) compute =
-        cs_compute_new(&(cs_compute_options){.n_threads = 1, .isa = isa}, &error);
+        cs_compute_new(&(cs_compute_options){.n_threads = 1, .isa = options.isa}, &error);
     fail_on(error);
     g_autoptr(cs_checkpoint) checkpoint = cs_checkpoint_open(argv[1], &error);
     fail_on(error);
     cs_qwen2_5_omni_config config;
     cs_qwen2_5_omni_config_read(&config, cs_checkpoint_config(checkpoint), argv[1], &error);
     fail_on(error);
-    cs_dtype dtype = strcmp(name, "f32") == 0 ? CS_DTYPE_F32 : CS_DTYPE_BF16;
+    cs_dtype dtype = strcmp(options.dtype, "f32") == 0 ? CS_DTYPE_F32 : CS_DTYPE_BF16;
     cs_parameters *parameters = cs_parameters_new(compute);
     cs_loader loader = {.checkpoint = checkpoint, .parameters = parameters, .dtype = dtype};
     g_autoptr(cs_dit) dit =
@@ -164,11 +158,16 @@ int main(int argc, char **argv)
                      config.text.vocab_size, &error);
     fail_on(error);
     double most = peak(cs_compute_isa(compute), dtype);
-    printf("%s, %s, one thread: peak %.1f Gop/s\n", cs_compute_isa(compute), name, most * 1e-9);
-    measure_dit(dit, &config, &speakers.speakers[0], 36, most);
-    measure_dit(dit, &config, &speakers.speakers[0], 108, most);
-    measure_vocoder(vocoder, &config, 100, most);
-    measure_vocoder(vocoder, &config, 400, most);
+    printf("%s, %s, one thread: peak %.1f Gop/s\n", cs_compute_isa(compute), options.dtype,
+           most * 1e-9);
+    if (strcmp(options.only, "vocoder") != 0) {
+        measure_dit(dit, &config, &speakers.speakers[0], 36, most);
+        measure_dit(dit, &config, &speakers.speakers[0], 108, most);
+    }
+    if (strcmp(options.only, "dit") != 0) {
+        measure_vocoder(vocoder, &config, 100, most);
+        measure_vocoder(vocoder, &config, 400, most);
+    }
     cs_speakers_clear(&speakers);
     cs_parameters_free(parameters);
     return 0;
