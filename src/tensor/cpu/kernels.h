@@ -51,6 +51,21 @@ typedef struct {
     int64_t y_stride;
 } cs_finish;
 
+/* Rows of a linear operation by bf16 tiles, 32 at least. */
+typedef struct {
+    int64_t rows, k, n_panels; /* k a multiple of 32 */
+    const void *x;             /* [rows, k], bf16 */
+    int64_t x_stride;
+    const void *weights; /* panels as above */
+    size_t panel_bytes;
+    float *sums;    /* [n_sums][rows rounded up to 32][32] */
+    int64_t n_sums; /* pairs of panels whose sums are kept: 2, or all, where k comes in pieces */
+    bool onto;      /* sums go on from a piece of k before */
+    const cs_finish *finish; /* of all rows and panels but its sums; NULL: more of k follows */
+} cs_linear_block;
+
+typedef void cs_linear(const cs_linear_block *block);
+
 /* Up to 16 columns of the anti-aliased activation of cs_op_snake. */
 typedef struct {
     const float *x; /* [n_rows, n_columns], x_stride between rows */
@@ -101,6 +116,7 @@ typedef struct {
     cs_product *product_f32_bf16; /* A f32, B bf16 */
     cs_product *product_bf16;     /* A bf16, B bf16; NULL: no such instruction, A is kept in f32 */
 
+    cs_linear *linear_bf16;     /* NULL: products do */
     cs_convolve *convolve_bf16; /* NULL: products do */
 
     /* Called by a thread when it has finished a piece of work with bf16 products; NULL: nothing to

@@ -8,24 +8,10 @@
  * piece of work, because live tiles cost every context switch 8 KiB.
  */
 #include "tensor/cpu/kernels.h"
-
-#include <immintrin.h>
-#include <string.h>
+#include "tensor/cpu/kernels_amx.h"
 
 cs_product cs_product_bf16_amx;
 void cs_amx_leave(void);
-
-enum { INNER = 512 };
-
-typedef struct {
-    uint8_t palette;
-    uint8_t start_row;
-    uint8_t reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
-_Static_assert(sizeof(tile_config) == 64, "the layout that LDTILECFG reads");
 
 /* What configure() loaded last on this thread; 0: nothing. */
 static _Thread_local int configured;
@@ -35,16 +21,7 @@ static void configure(int rows)
 {
     if (rows == configured)
         return;
-    tile_config config = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        config.row_bytes[t] = 64;
-        config.rows[t] = (uint8_t)(t < 6 ? rows : 16);
-    }
-    __asm__ volatile(""
-                     :
-                     : "r"(&config)
-                     : "memory"); /* the intrinsic does not say that it reads it */
-    _tile_loadconfig(&config);
+    cs_amx_configure(rows, rows);
     configured = rows;
 }
 
@@ -55,29 +32,8 @@ void cs_amx_leave(void)
     configured = 0;
 }
 
-/* What comes after this pair of panels, asked for while this one is multiplied: one line of each
- * of some streams in each step along k. The hardware keeps some 20 lines ahead of a stream; a
- * single stream of software's brings half as much from memory, and one that asks for many lines at
- * once blocks the loads of tiles. */
-typedef struct {
-    const char *at; /* in the first stream of its first panel */
-    size_t apart;   /* streams of a panel */
-    size_t panel_bytes;
-    int n; /* streams of a panel */
-} ahead;
-
-static inline void ask_ahead(ahead *next)
-{
-    const char *at = next->at;
-    for (int i = 0; i < next->n; i++, at += next->apart) {
-        _mm_prefetch(at, _MM_HINT_T1);
-        _mm_prefetch(at + next->panel_bytes, _MM_HINT_T1);
-    }
-    next->at += 64;
-}
-
 static void tile_2x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, size_t panel_bytes,
-                     float *c, int64_t ldc, bool accumulate, ahead next)
+                     float *c, int64_t ldc, bool accumulate)
 {
     const uint16_t *a_lower = a + 16 * lda;
     float *c_lower = c + 16 * ldc;
@@ -103,7 +59,6 @@ static void tile_2x2(int64_t k, const uint16_t *a, int64_t lda, const char *b, s
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        ask_ahead(&next);
     }
     _tile_stored(0, c, c_stride);
     _tile_stored(1, c + CS_PANEL, c_stride);
@@ -204,43 +159,20 @@ static void short_rows(int64_t n_panels, int64_t k, const uint16_t *a, int64_t l
         tile_2x1(k, a, lda, b + (size_t)p * panel_bytes, c + p * CS_PANEL, ldc, accumulate, false);
 }
 
-/* A pair of panels with all rows, INNER of k at a time: 32 KiB of the pair then stay in the
- * first-level cache while the rows pass, which are loaded past it. */
-static void pair_of_panels(int64_t rows, int64_t k, const uint16_t *a, int64_t lda,
-                           const char *pair, size_t panel_bytes, float *c, int64_t ldc,
-                           bool accumulate)
-{
-    const int64_t n_inner = (k + INNER - 1) / INNER, blocks = rows / 32;
-    const int64_t inner = ((k + n_inner - 1) / n_inner + 31) & ~(int64_t)31;
-    const int64_t streams = blocks > 0 ? (16 + blocks - 1) / blocks : 0; /* of each panel */
-    const int64_t lines = streams > 0 ? k / 2 / streams : 0;             /* of each stream */
-    const char *next_pair = pair + 2 * panel_bytes;
-    for (int64_t i = 0, asked = 0; i < k; i += inner) {
-        int64_t n = k - i < inner ? k - i : inner, r = 0;
-        const char *b = pair + i * CS_PANEL * 2;
-        bool onto = accumulate || i > 0;
-        for (; r + 32 <= rows; r += 32, asked += n / 32) {
-            ahead next = {next_pair + asked * 64, (size_t)lines * 64, panel_bytes,
-                          asked < lines ? (int)streams : 0};
-            tile_2x2(n, a + r * lda + i, lda, b, panel_bytes, c + r * ldc, ldc, onto, next);
-        }
-        if (r < rows)
-            tile_1x2(n, a + r * lda + i, lda, b, panel_bytes, c + r * ldc, ldc, onto);
-    }
-}
-
 /* Rows in multiples of 16. */
 static void tall_rows(int64_t rows, int64_t n_panels, int64_t k, const uint16_t *a, int64_t lda,
                       const char *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate)
 {
     int64_t p = 0;
-    for (; p + 2 <= n_panels; p += 2)
-        pair_of_panels(rows, k, a, lda, b + (size_t)p * panel_bytes, panel_bytes, c + p * CS_PANEL,
-                       ldc, accumulate);
-    for (; p < n_panels; p++)
-        for (int64_t r = 0; r < rows; r += 32)
-            tile_2x1(k, a + r * lda, lda, b + (size_t)p * panel_bytes, c + r * ldc + p * CS_PANEL,
-                     ldc, accumulate, r + 32 <= rows);
+    for (; p + 2 <= n_panels; p += 2, b += 2 * panel_bytes, c += 2 * CS_PANEL) {
+        int64_t r = 0;
+        for (; r + 32 <= rows; r += 32)
+            tile_2x2(k, a + r * lda, lda, b, panel_bytes, c + r * ldc, ldc, accumulate);
+        if (r < rows)
+            tile_1x2(k, a + r * lda, lda, b, panel_bytes, c + r * ldc, ldc, accumulate);
+    }
+    for (int64_t r = 0; p < n_panels && r < rows; r += 32)
+        tile_2x1(k, a + r * lda, lda, b, c + r * ldc, ldc, accumulate, r + 32 <= rows);
 }
 
 void cs_product_bf16_amx(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,

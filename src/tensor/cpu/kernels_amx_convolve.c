@@ -9,39 +9,11 @@
  * next block: tiles and vectors compute at once, and it is nearly free.
  */
 #include "tensor/cpu/kernels.h"
-
-#include <immintrin.h>
-#include <string.h>
+#include "tensor/cpu/kernels_amx.h"
 
 cs_convolve cs_convolve_bf16_amx;
 
-enum { TILE = 16, BLOCK = 2 * TILE, STEP_BYTES = 2 * CS_K_ALIGN * CS_PANEL };
-
-typedef struct {
-    uint8_t palette;
-    uint8_t start_row;
-    uint8_t reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
-_Static_assert(sizeof(tile_config) == 64, "the layout that LDTILECFG reads");
-
-/* Rows of x and y in the upper (tiles 0, 1, 4) and the lower half (2, 3, 5) of a block. */
-static void configure(int upper, int lower)
-{
-    tile_config config = {.palette = 1};
-    const int rows[8] = {upper, upper, lower, lower, upper, lower, TILE, TILE};
-    for (int t = 0; t < 8; t++) {
-        config.row_bytes[t] = 64;
-        config.rows[t] = (uint8_t)rows[t];
-    }
-    __asm__ volatile(""
-                     :
-                     : "r"(&config)
-                     : "memory"); /* the intrinsic does not say that it reads it */
-    _tile_loadconfig(&config);
-}
+enum { TILE = CS_AMX_ROWS, BLOCK = CS_AMX_BLOCK, STEP_BYTES = 2 * CS_K_ALIGN * CS_PANEL };
 
 /* Sums of a block on their way into y. */
 typedef struct {
@@ -144,10 +116,10 @@ void cs_convolve_bf16_amx(const cs_convolution_block *c)
     _Alignas(64) float sums[2][BLOCK * BLOCK];
     int64_t blocks = (c->rows + BLOCK - 1) / BLOCK, turn = 0;
     block_end end = {0};
-    configure(c->rows < TILE ? (int)c->rows : TILE,
-              c->rows < TILE    ? (int)c->rows
-              : c->rows < BLOCK ? (int)(c->rows > TILE ? c->rows - TILE : TILE)
-                                : TILE);
+    cs_amx_configure(c->rows < TILE ? (int)c->rows : TILE,
+                     c->rows < TILE    ? (int)c->rows
+                     : c->rows < BLOCK ? (int)(c->rows > TILE ? c->rows - TILE : TILE)
+                                       : TILE);
     for (int64_t p = 0; p < c->n_panels; p += 2) {
         const char *b = (const char *)c->weights + (size_t)p * c->panel_bytes;
         const char *next = b + 2 * c->panel_bytes;

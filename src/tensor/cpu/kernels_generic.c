@@ -347,6 +347,12 @@ void CS_LEAVE(void);
 #define CS_LEAVE NULL
 #endif
 
+#ifdef CS_LINEAR_BF16
+cs_linear CS_LINEAR_BF16;
+#else
+#define CS_LINEAR_BF16 NULL
+#endif
+
 #ifdef CS_CONVOLVE_BF16
 cs_convolve CS_CONVOLVE_BF16;
 #else
@@ -362,6 +368,7 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .product_f32 = product_f32,
     .product_f32_bf16 = product_f32_bf16,
     .product_bf16 = PRODUCT_BF16,
+    .linear_bf16 = CS_LINEAR_BF16,
     .convolve_bf16 = CS_CONVOLVE_BF16,
     .leave = CS_LEAVE,
     .rms_norm = rms_norm,

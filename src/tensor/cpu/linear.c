@@ -18,6 +18,7 @@ enum {
     ROW_BLOCK = 512,
     LEFT_BYTES = 1 << 20, /* of the left operand's block: half of a second-level cache */
     GROUP = 4,            /* panels between two passes over sums; a multiple of what kernels hold */
+    TILE_ROWS = 32,       /* of kernels->linear_bf16 at least */
     PIECES_PER_THREAD = 4, /* so that threads finish together */
 };
 
@@ -202,6 +203,8 @@ typedef struct {
     int64_t row_block, n_row_blocks;
     int64_t panels_per_piece;
     int64_t inner_block;
+    bool in_tiles;      /* by kernels->linear_bf16 */
+    int64_t kept_pairs; /* of panels whose sums a piece keeps */
 } linear_job;
 
 static cs_form form_of(const linear_job *job)
@@ -221,17 +224,16 @@ static cs_form form_of(const linear_job *job)
     return CS_FORM_PLAIN;
 }
 
-/* Bias, activation and the way into y for the sums of `rows` rows and of panels [panel, + n). */
-static void finish_group(const linear_job *job, int64_t row, int64_t rows, int64_t panel, int64_t n,
-                         const float *sums)
+/* Bias, activation and the way into y of `rows` rows and of panels [panel, + n). */
+static cs_finish finish_of(const linear_job *job, int64_t row, int64_t rows, int64_t panel,
+                           int64_t n)
 {
     const cs_weight *w = job->w;
     const cs_tensor *bias = job->options->bias, *y = job->y;
     int64_t outputs_per_panel = w->gated ? CS_PANEL / 2 : CS_PANEL;
     int64_t first = panel * outputs_per_panel;
     const float *biases = bias ? (const float *)bias->data + first : NULL;
-    const cs_finish finish = {
-        .sums = sums,
+    return (cs_finish){
         .sums_stride = GROUP * CS_PANEL,
         .rows = rows,
         .n = cs_min(n * outputs_per_panel, w->rows - first),
@@ -243,36 +245,81 @@ static void finish_group(const linear_job *job, int64_t row, int64_t rows, int64
         .y = (char *)y->data + (size_t)(row * y->stride + first) * cs_dtype_size_bytes(y->dtype),
         .y_stride = y->stride,
     };
-    job->cpu->kernels->finish(&finish);
+}
+
+/* Rows and panels of a piece, and a block of their inner elements. */
+typedef struct {
+    int64_t row, rows, panel, end_panel;
+    const char *x, *weights; /* of the block's first inner element */
+    int64_t inner;
+    bool first, last; /* block of the piece */
+    float *sums;
+} piece_block;
+
+/* All panels by the kernel that does the whole of it. */
+static void multiply_tiles(const linear_job *job, const piece_block *b)
+{
+    int64_t n = b->end_panel - b->panel;
+    cs_finish finish = finish_of(job, b->row, b->rows, b->panel, n);
+    job->cpu->kernels->linear_bf16(&(cs_linear_block){
+        .rows = b->rows,
+        .k = b->inner,
+        .n_panels = n,
+        .x = b->x,
+        .x_stride = job->x->stride,
+        .weights = b->weights,
+        .panel_bytes = job->w->panel_bytes,
+        .sums = b->sums,
+        .n_sums = job->kept_pairs,
+        .onto = !b->first,
+        .finish = b->last ? &finish : NULL,
+    });
+}
+
+/* A group of panels at a time by the kernels' product. */
+static void multiply_groups(const linear_job *job, const piece_block *b)
+{
+    const cs_weight *w = job->w;
+    float *sums = b->sums;
+    for (int64_t panel = b->panel; panel < b->end_panel; panel += GROUP) {
+        int64_t n = cs_min(GROUP, b->end_panel - panel);
+        job->product(b->rows, n, b->inner, b->x, job->x->stride,
+                     b->weights + (size_t)(panel - b->panel) * w->panel_bytes, w->panel_bytes, sums,
+                     GROUP * CS_PANEL, !b->first);
+        if (b->last) {
+            cs_finish finish = finish_of(job, b->row, b->rows, panel, n);
+            finish.sums = sums;
+            job->cpu->kernels->finish(&finish);
+        }
+        if (!b->first || !b->last)
+            sums += b->rows * GROUP * CS_PANEL;
+    }
 }
 
 static void linear_piece(void *data, int64_t index, uint32_t thread)
 {
     const linear_job *job = data;
     const cs_weight *w = job->w;
-    int64_t row = index % job->n_row_blocks * job->row_block;
-    int64_t rows = cs_min(job->row_block, job->x->rows - row);
-    int64_t first = index / job->n_row_blocks * job->panels_per_piece;
-    int64_t end = cs_min(first + job->panels_per_piece, w->n_panels);
     size_t element = cs_dtype_size_bytes(job->x->dtype), stored = cs_dtype_size_bytes(w->dtype);
-    const char *x = (const char *)job->x->data + (size_t)(row * job->x->stride) * element;
+    piece_block b = {.row = index % job->n_row_blocks * job->row_block,
+                     .panel = index / job->n_row_blocks * job->panels_per_piece,
+                     .sums = cs_cpu_thread_scratch(job->cpu, thread)};
+    b.rows = cs_min(job->row_block, job->x->rows - b.row);
+    b.end_panel = cs_min(b.panel + job->panels_per_piece, w->n_panels);
+    const char *x = (const char *)job->x->data + (size_t)(b.row * job->x->stride) * element;
+    const char *weights = (const char *)w->data + (size_t)b.panel * w->panel_bytes;
     for (int64_t k = 0; k < w->k; k += job->inner_block) {
-        int64_t inner = cs_min(job->inner_block, w->k - k);
-        bool last = k + inner == w->k;
+        b.inner = cs_min(job->inner_block, w->k - k);
+        b.first = k == 0;
+        b.last = k + b.inner == w->k;
         if (job->x->dtype == CS_DTYPE_F32)
-            inner = cs_min(inner, w->cols - k); /* f32 operands have no zeros behind them */
-        float *sums = cs_cpu_thread_scratch(job->cpu, thread);
-        for (int64_t panel = first; panel < end; panel += GROUP) {
-            int64_t n = cs_min(GROUP, end - panel);
-            job->product(rows, n, inner, x + (size_t)k * element, job->x->stride,
-                         (const char *)w->data + (size_t)panel * w->panel_bytes +
-                             (size_t)k * CS_PANEL * stored,
-                         w->panel_bytes, sums, GROUP * CS_PANEL, k > 0);
-            if (last)
-                finish_group(job, row, rows, panel, n, sums);
-            if (job->inner_block < w->k)
-                sums += rows * GROUP * CS_PANEL;
-        }
+            b.inner = cs_min(b.inner, w->cols - k); /* f32 operands have no zeros behind them */
+        b.x = x + (size_t)k * element;
+        b.weights = weights + (size_t)k * CS_PANEL * stored;
+        if (job->in_tiles && b.rows >= TILE_ROWS)
+            multiply_tiles(job, &b);
+        else
+            multiply_groups(job, &b);
     }
     if (job->cpu->kernels->leave)
         job->cpu->kernels->leave();
@@ -303,12 +350,16 @@ void cs_cpu_linear(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
     int64_t most_rows = cs_min(ROW_BLOCK, LEFT_BYTES / (job.inner_block * element));
     job.row_block = cs_min(x->rows, equal_parts(x->rows, most_rows, 32));
     job.n_row_blocks = (x->rows + job.row_block - 1) / job.row_block;
-    int64_t pieces = (int64_t)cs_pool_n_threads(cpu->pool) * PIECES_PER_THREAD;
+    int64_t n_threads = cs_pool_n_threads(cpu->pool);
+    int64_t pieces = n_threads == 1 ? 1 : n_threads * PIECES_PER_THREAD;
     job.panels_per_piece = cs_round_up((weight->n_panels + pieces - 1) / pieces, GROUP);
     int64_t groups = job.inner_block < weight->k ? job.panels_per_piece / GROUP : 1;
     int64_t n_pieces = (weight->n_panels + job.panels_per_piece - 1) / job.panels_per_piece;
 
-    size_t sum_bytes = (size_t)(job.row_block * groups * GROUP * CS_PANEL) * sizeof(float);
+    job.in_tiles = input_dtype == CS_DTYPE_BF16 && cpu->kernels->linear_bf16;
+    job.kept_pairs = groups * GROUP / 2;
+    size_t sum_bytes =
+        (size_t)(cs_round_up(job.row_block, TILE_ROWS) * groups * GROUP * CS_PANEL) * sizeof(float);
     if (left.data && cs_cpu_reserve_thread_scratch(cpu, sum_bytes))
         cs_pool_run(cpu->pool, n_pieces * job.n_row_blocks, linear_piece, &job);
     cs_compute_release(compute, mark);
