@@ -10,7 +10,7 @@
 local f32 = 4
 local thinker_config = config.thinker_config
 local text_config = thinker_config.text_config
-local talker_config = config.talker_config
+local talker_config = config.enable_audio_output ~= false and config.talker_config or nil
 
 local function kv_bytes(c) -- keys and values of one token over all layers, in bf16
     local head_dim = c.head_dim or c.hidden_size // c.num_attention_heads

@@ -182,6 +182,27 @@ static GPtrArray *choose_components(const json_t *graph, GError **error)
     return g_steal_pointer(&chosen);
 }
 
+static double weights_of(const json_t *graph, const char *name)
+{
+    double bytes = 0;
+    const json_t *all = json_object_get(graph, "components");
+    for (size_t i = 0; i < json_array_size(all); i++) {
+        const json_t *component = json_array_get(all, i);
+        if (!name || strcmp(component_name(component), name) == 0)
+            bytes += json_number_value(json_object_get(component, "weights_bytes"));
+    }
+    return bytes;
+}
+
+/* Of each of the components: the weights of all others. */
+static double *others_of(const json_t *graph, const GPtrArray *components)
+{
+    double *bytes = g_new0(double, components->len);
+    for (guint i = 0; i + 1 < components->len; i++)
+        bytes[i] = weights_of(graph, NULL) - weights_of(graph, components->pdata[i]);
+    return bytes;
+}
+
 /* ---- files ---- */
 
 static bool write_json(const char *path, const json_t *root, GError **error)
@@ -267,6 +288,8 @@ static bool profile(const char *dir, cs_profiler_options *o, json_t *graph, GErr
     if (!components)
         return false;
     o->components = (const char *const *)components->pdata;
+    g_autofree double *others_bytes = others_of(graph, components);
+    o->others_bytes = others_bytes;
     g_autoptr(cs_profiler_result) result = cs_profiler_run(o, error);
     if (!result || !write_profiles(dir, result, error) ||
         (graph_path && !write_graph(result, graph, error)) ||

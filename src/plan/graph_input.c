@@ -69,7 +69,7 @@ static void read_component(cs_json_reader *r, cs_plan_graph *graph)
     cs_graph_component c = {0};
     cs_json_only(r, (const char *const[]){"name", "kind", "weights_bytes", "activation_bytes",
                                           "kv_bytes_per_token", "split", "units", "output_units",
-                                          "weight", "output", NULL});
+                                          "weight", "output", "first_piece", "piece", NULL});
     const char *name = cs_json_string(r, "name"), *kind = cs_json_string(r, "kind");
     if (name[0] == '\0' || strchr(name, ':') || strlen(name) > 64)
         cs_json_fault(r, "name", "expected 1 to 64 bytes without a colon");
@@ -89,7 +89,11 @@ static void read_component(cs_json_reader *r, cs_plan_graph *graph)
     cs_size_formula_read(r, "units", NAN, &c.units);
     cs_size_formula_read(r, "output_units", llm ? NAN : 0, &c.output_units);
     cs_size_formula_read(r, "weight", 1, &c.weight);
+    c.piece = cs_json_number_or(r, "piece", 1, 1e6, 1);
+    c.first_piece = cs_json_number_or(r, "first_piece", 1, c.piece, c.piece);
     const char *output = cs_json_string_or(r, "output", "");
+    if (c.kind != CS_COMPONENT_GENERATOR && cs_json_has(r, "piece"))
+        cs_json_fault(r, "piece", "belongs to a generator");
     if (!llm && (c.split || c.kv_bytes_per_token > 0 || cs_json_has(r, "output_units")))
         cs_json_fault(r, NULL, "split, kv_bytes_per_token and output_units belong to an llm");
     c.name = g_strdup(name);
@@ -134,11 +138,12 @@ static void read_edges(cs_json_reader *r, cs_plan_graph *graph)
     for (size_t i = 0; i < n; i++) {
         cs_graph_edge *e = &graph->edges[i];
         cs_json_enter_item(r, i);
-        cs_json_only(r, (const char *const[]){"from", "to", "bytes", "chunks", NULL});
+        cs_json_only(r, (const char *const[]){"from", "to", "bytes", "chunks", "ahead", NULL});
         e->from = read_end(r, graph, "from");
         e->to = read_end(r, graph, "to");
         cs_size_formula_read(r, "bytes", 0, &e->bytes);
         e->chunks = (int)cs_json_int_or(r, "chunks", 1, 1024, 1);
+        e->ahead = cs_json_has(r, "ahead") ? cs_json_number(r, "ahead", 0, 1e6) : -1;
         cs_json_leave(r);
     }
     cs_json_leave(r);

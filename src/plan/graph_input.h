@@ -25,13 +25,19 @@ typedef struct {
                               steps */
     cs_size_formula output_units; /* LLM: tokens generated */
     cs_size_formula weight;       /* generator: cost of a step relative to the profile's; 1 */
-    char *output;                 /* "text", "audio", "image": what leaves to the user, or NULL */
+    /* Generator: units that it makes, and gives away, together: the first piece, and the largest;
+     * each may be twice the one before. 1: one by one. */
+    double first_piece, piece;
+    char *output; /* "text", "audio", "image": what leaves to the user, or NULL */
 } cs_graph_component;
 
 typedef struct {
     guint from, to;        /* components */
     cs_size_formula bytes; /* per request */
     int chunks; /* > 1: streamed; the consumer starts with the first of so many equal chunks */
+    /* Streamed: the consumer's unit n needs the producer's unit n and so many beyond it, or all
+     * that there will be. Negative: it needs as large a part of all as its own is. */
+    double ahead;
 } cs_graph_edge;
 
 typedef struct {

@@ -33,6 +33,8 @@ static void add_stage(cs_problem *p, size_t component, cs_plan_role role, cs_sta
                                    : g_strdup_printf("%s:%s", c->name, cs_plan_role_name(role));
     s->units = role == CS_ROLE_DECODE ? c->output_units : c->units;
     s->weight = c->weight;
+    s->piece = (guint32)MAX(c->piece, 1);
+    s->first_piece = (guint32)CLAMP(c->first_piece, 1, s->piece);
     if (c->kind == CS_COMPONENT_LLM) {
         s->prompt_units = c->units;
         s->kv_bytes_per_token = c->kv_bytes_per_token;
@@ -88,11 +90,12 @@ static bool make_edges(cs_problem *p, GError **error)
             .to = stage_of(p, g->edges[e].to, true),
             .bytes = g->edges[e].bytes,
             .chunks = g->edges[e].chunks,
+            .ahead = g->edges[e].ahead,
         };
     for (size_t s = 0; s < p->n_stages; s++) {
         if (p->stages[s].role != CS_ROLE_PREFILL)
             continue;
-        cs_stage_edge edge = {.from = (int)s, .to = p->stages[s].twin, .chunks = 1};
+        cs_stage_edge edge = {.from = (int)s, .to = p->stages[s].twin, .chunks = 1, .ahead = -1};
         edge.bytes.constant = p->stages[s].kv_bytes_per_token * p->stages[s].units.constant;
         for (int k = 0; k < CS_SIZE_COUNT; k++)
             edge.bytes.per[k] = p->stages[s].kv_bytes_per_token * p->stages[s].units.per[k];

@@ -35,14 +35,16 @@ typedef struct {
     cs_size_formula units, weight;
     cs_size_formula prompt_units; /* of the LLM this is half of; 0 otherwise */
     double kv_bytes_per_token;
-    int twin;         /* the other half of an LLM, -1 if none */
-    bool inseparable; /* from its twin */
+    guint32 first_piece, piece; /* as of graph_input.h */
+    int twin;                   /* the other half of an LLM, -1 if none */
+    bool inseparable;           /* from its twin */
 } cs_stage;
 
 typedef struct {
     int from, to; /* stages */
     cs_size_formula bytes;
     int chunks;
+    double ahead; /* as of graph_input.h */
 } cs_stage_edge;
 
 typedef struct {

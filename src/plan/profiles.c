@@ -148,8 +148,9 @@ static cs_plan_role read_role(cs_json_reader *r, bool llm)
 }
 
 static const char *const known[] = {
-    "component",  "role",        "device",         "count",           "max_batch", "fixed_s",
-    "per_unit_s", "chunk_units", "throughput_rps", "reference_units", "samples",   NULL};
+    "component",    "role",        "device",         "count",           "max_batch", "fixed_s",
+    "per_unit_s",   "chunk_units", "throughput_rps", "reference_units", "samples",   "turns",
+    "mixed_step_s", NULL};
 
 static void read_entry(cs_json_reader *r, cs_profiles *profiles, const cs_plan_graph *graph,
                        const cs_cluster *cluster)
@@ -168,6 +169,12 @@ static void read_entry(cs_json_reader *r, cs_profiles *profiles, const cs_plan_g
     p.count = (int)cs_json_int_or(r, "count", 1, 1024, 1);
     p.max_batch = (int)cs_json_int_or(r, "max_batch", 1, 1 << 16, 1);
     p.chunk_units = cs_json_number_or(r, "chunk_units", 1, 1e15, 0);
+    p.turns = (int)cs_json_int_or(r, "turns", 1, 4096, 1);
+    p.mixed_step_s = cs_json_number_or(r, "mixed_step_s", MIN_SECONDS, MAX_SECONDS, 0);
+    if (p.mixed_step_s > 0 && p.role != CS_ROLE_PREFILL)
+        cs_json_fault(r, "mixed_step_s", "belongs to prefill");
+    if (p.turns > 1 && kind != CS_COMPONENT_ENCODER)
+        cs_json_fault(r, "turns", "belong to an encoder");
     read_speed(r, &p, p.role == CS_ROLE_DECODE || kind == CS_COMPONENT_GENERATOR);
     if (cs_profiles_find(profiles, p.component, p.role, p.kind, p.count))
         cs_json_fault(r, NULL, "a second profile of the same component, role, device and count");

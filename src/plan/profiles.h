@@ -21,7 +21,11 @@ typedef struct {
     double fixed_s, per_unit_s;
     int max_batch;
     double chunk_units; /* most prompt tokens of one prefill step; 0: any */
-    double *scatter;    /* sorted ratios of measured to fitted seconds; NULL: always 1 */
+    /* Prefill: while answers are written, prompts are cut so that a step takes about so long, at
+     * the pace of the step before; 0: never. */
+    double mixed_step_s;
+    int turns;       /* of a batch of an encoder: others of its executor have theirs in between */
+    double *scatter; /* sorted ratios of measured to fitted seconds; NULL: always 1 */
     size_t n_scatter;
 } cs_profile;
 

@@ -201,11 +201,25 @@ static double stage_seconds(const cs_problem *p, size_t e, size_t s, const sampl
 {
     const cs_exec_stage *stage = &p->execs[e].stages[s];
     if (p->stages[s].kind == CS_STAGE_ITERATE)
-        return MAX(1, ceil(x->units[s])) * st->step_s[s] * st->stretch;
+        return MAX(1, ceil(x->units[s]) - (p->stages[s].role == CS_ROLE_DECODE)) * st->step_s[s] *
+               st->stretch;
     double steps = stage->profile->chunk_units > 0
                        ? MAX(1, ceil(x->units[s] / stage->profile->chunk_units))
                        : 1;
     return stage->fixed_s * steps + stage->per_unit_s * x->units[s];
+}
+
+/* Of all its units, those that come first together. */
+static double first_part(const cs_stage *stage, double units)
+{
+    return MIN(1, stage->first_piece / MAX(1, units));
+}
+
+/* Of the units of a producer that streams, those that the consumer begins with. */
+static double needed_part(const cs_stage *to, const cs_stage_edge *edge, double units)
+{
+    double part = edge->ahead < 0 ? 0 : (to->first_piece + edge->ahead) / MAX(1, units);
+    return CLAMP(part, 1.0 / edge->chunks, 1);
 }
 
 /* End-to-end latency and time to the first unit of the last output. */
@@ -232,7 +246,8 @@ static double latency_of(const cs_screen *screen, const cs_flow *flow, const cs_
             double move = moves ? p->cluster->hop_overhead_s +
                                       x->bytes[a] / edge->chunks / p->cluster->bandwidth[0]
                                 : 0;
-            double chunk = (end[edge->from] - start[edge->from]) / edge->chunks;
+            double chunk = (end[edge->from] - start[edge->from]) *
+                           needed_part(&p->stages[s], edge, x->units[edge->from]);
             ready =
                 MAX(ready, (edge->chunks > 1 ? start[edge->from] + chunk : end[edge->from]) + move);
             floor_s = MAX(floor_s, end[edge->from] + move);
@@ -246,8 +261,9 @@ static double latency_of(const cs_screen *screen, const cs_flow *flow, const cs_
         last = MAX(last, end[s]);
         const char *output = p->graph->components[p->stages[s].component].output;
         if (output && p->stages[s].role != CS_ROLE_PREFILL)
-            *first = MAX(*first, p->stages[s].kind == CS_STAGE_ITERATE
-                                     ? start[s] + seconds / MAX(1, x->units[s])
+            *first = MAX(*first, p->stages[s].role == CS_ROLE_DECODE ? ready
+                                 : p->stages[s].kind == CS_STAGE_ITERATE
+                                     ? start[s] + seconds * first_part(&p->stages[s], x->units[s])
                                      : end[s]);
     }
     *first = *first > 0 ? *first : last;

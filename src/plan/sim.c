@@ -133,7 +133,7 @@ static void kv_release(sim_server *server, sim_job *job)
     job->holds = false;
 }
 
-static double start_batch(sim *s, sim_server *server, sim_stage *stage, const cs_exec_stage *x)
+static void fill_batch(sim *s, sim_server *server, sim_stage *stage, const cs_exec_stage *x)
 {
     double units = 0;
     while (stage->queue.n > 0 && stage->n_active < (guint32)x->batch) {
@@ -141,7 +141,32 @@ static double start_batch(sim *s, sim_server *server, sim_stage *stage, const cs
         stage->active[stage->n_active++] = job;
         units += job_at(s, job)->cost;
     }
-    return stage->n_active ? x->fixed_s + x->per_unit_s * units : 0;
+    if (stage->n_active == 0)
+        return;
+    stage->ticket = ++server->tickets;
+    stage->turns_left = (guint32)x->profile->turns;
+    stage->turn_s = (x->fixed_s + x->per_unit_s * units) / stage->turns_left;
+}
+
+/* Whether a batch, among those that are computed in turns, is the one whose turns these are: they
+ * are computed one after the other, in the order in which they were put together. */
+static bool is_first_batch(const sim_server *server, const sim_stage *stage)
+{
+    for (int i = 0; i < server->n_stages; i++) {
+        const sim_stage *other = &server->stages[i];
+        if (other->kind == CS_STAGE_BATCH && other->n_active > 0 && other->ticket < stage->ticket &&
+            server->exec->stages[other->index].profile->turns > 1)
+            return false;
+    }
+    return true;
+}
+
+/* The next turn of a batch, if it is its. */
+static double start_batch(const sim_server *server, sim_stage *stage, const cs_exec_stage *x)
+{
+    stage->in_turn =
+        stage->n_active > 0 && (x->profile->turns == 1 || is_first_batch(server, stage));
+    return stage->in_turn ? stage->turn_s : 0;
 }
 
 /* The decode job of a prompt if it runs on the same server, which then keeps a place in the decode
@@ -167,9 +192,16 @@ static bool admit_prompt(sim *s, sim_server *server, const sim_stage *stage, gui
     return job->kv <= 0 || kv_admit(server, twin ? twin : job);
 }
 
+static bool is_decoding(const sim_stage *decode)
+{
+    return decode->n_active + decode->queue.n > 0;
+}
+
 static double start_prefill(sim *s, sim_server *server, sim_stage *stage, const cs_exec_stage *x)
 {
     double budget = x->profile->chunk_units > 0 ? x->profile->chunk_units : INFINITY, work = 0;
+    if (x->profile->mixed_step_s > 0 && stage->decode && is_decoding(stage->decode))
+        budget = MIN(budget, stage->mixed_work);
     for (guint32 i = 0; i < stage->n_active; i++) { /* prompts begun in earlier rounds */
         sim_job *job = job_at(s, stage->active[i]);
         job->slice = (float)MIN(budget, (double)(job->cost - job->done_cost));
@@ -193,14 +225,41 @@ static double start_prefill(sim *s, sim_server *server, sim_stage *stage, const 
         budget -= job->slice;
         work += job->slice;
     }
+    stage->work = work;
     return stage->n_active ? x->fixed_s + x->per_unit_s * work : 0;
+}
+
+/* What of prompts the next steps beside decode may have, after one that took so long: as the LLM
+ * engine adapts it. */
+static void adapt_mixed_work(sim_stage *stage, const cs_profile *profile, double seconds)
+{
+    double work =
+        MIN(stage->work * profile->mixed_step_s / MAX(seconds, 1e-9), 2 * stage->mixed_work);
+    if (stage->work < SIM_MIXED_MIN ||
+        (work > stage->mixed_work && stage->work < stage->mixed_work))
+        return;
+    stage->mixed_work = MAX(work, SIM_MIXED_MIN);
+}
+
+/* The end of the piece that begins at or contains unit `done`. */
+static guint32 piece_end(const sim_stage_info *info, guint32 done)
+{
+    guint32 piece = info->first_piece, end = piece;
+    while (end <= done && piece < info->piece) {
+        piece = MIN(info->piece, 2 * piece);
+        end += piece;
+    }
+    return end > done ? end : end + (done - end) / piece * piece + piece;
 }
 
 /* The iteration, counted by the stage, at which something happens to the job next. */
 static void set_target(sim *s, sim_stage *stage, sim_job *job)
 {
+    const sim_stage_info *info = &s->info[stage->index];
     guint32 next = MIN(job->total, job->available);
-    if (job->first_pending && job->done < 1)
+    if (info->piece > 1)
+        next = MIN(next, piece_end(info, job->done));
+    else if (job->first_pending && job->done < 1)
         next = MIN(next, 1);
     if (job->chunk_every > 0) {
         guint32 border = (guint32)ceil(((double)job->chunks_sent + 1) * job->chunk_every - 1e-6);
@@ -225,15 +284,25 @@ static double start_iterate(sim *s, sim_server *server, sim_stage *stage, const 
         stage->weight += job->cost;
         set_target(s, stage, job);
     }
-    return stage->n_active ? x->fixed_s + x->per_unit_s * stage->weight : 0;
+    if (stage->n_active == 0)
+        return 0;
+    /* prompts that are computed in the same step have paid for it */
+    bool shared = stage->prefill && stage->prefill->n_active > 0;
+    double paid = shared ? server->exec->stages[stage->prefill->index].fixed_s : 0;
+    return MAX(x->fixed_s - paid, 0) + x->per_unit_s * stage->weight;
 }
 
-/* Rounds until a job of an iterating stage reaches its target. */
+/* Rounds until something happens: a job of an iterating stage reaches its target, or a batch or a
+ * part of a prompt is done. */
 static guint32 rounds_ahead(sim *s, const sim_server *server)
 {
     guint32 rounds = G_MAXUINT32;
     for (int i = 0; i < server->n_stages; i++) {
         const sim_stage *stage = &server->stages[i];
+        if (stage->kind == CS_STAGE_PREFILL && stage->n_active > 0)
+            return 1;
+        if (stage->kind == CS_STAGE_BATCH && stage->in_turn)
+            rounds = MIN(rounds, stage->turns_left);
         if (stage->kind != CS_STAGE_ITERATE)
             continue;
         for (guint32 k = 0; k < stage->n_active; k++)
@@ -245,22 +314,31 @@ static guint32 rounds_ahead(sim *s, const sim_server *server)
 static void round_start(sim *s, guint32 id)
 {
     sim_server *server = &s->servers[id];
-    double seconds = 0;
-    bool single = false, work = false;
+    double seconds = 0, prefill_s = 0;
+    bool work = false;
+    for (int i = 0; i < server->n_stages; i++) {
+        sim_stage *stage = &server->stages[i];
+        if (stage->kind == CS_STAGE_BATCH && stage->n_active == 0)
+            fill_batch(s, server, stage, &server->exec->stages[stage->index]);
+    }
     for (int i = 0; i < server->n_stages; i++) {
         sim_stage *stage = &server->stages[i];
         const cs_exec_stage *x = &server->exec->stages[stage->index];
-        double step = stage->kind == CS_STAGE_BATCH     ? start_batch(s, server, stage, x)
+        double step = stage->kind == CS_STAGE_BATCH     ? start_batch(server, stage, x)
                       : stage->kind == CS_STAGE_PREFILL ? start_prefill(s, server, stage, x)
                                                         : start_iterate(s, server, stage, x);
-        single |= stage->kind != CS_STAGE_ITERATE && stage->n_active > 0;
         work |= stage->n_active > 0;
         seconds += step;
+        if (stage->kind == CS_STAGE_PREFILL)
+            prefill_s = step;
+        else if (stage->prefill && stage->prefill->n_active > 0)
+            adapt_mixed_work(stage->prefill, server->exec->stages[stage->prefill->index].profile,
+                             prefill_s + step);
     }
     server->running = work; /* also where it costs nothing: the round then ends at once */
     if (!work)
         return;
-    server->rounds = single ? 1 : rounds_ahead(s, server);
+    server->rounds = rounds_ahead(s, server);
     server->round_start = s->now;
     server->round_s = seconds;
     event_push(s, s->now + server->rounds * seconds, SIM_ROUND, id, ++server->generation);
@@ -301,6 +379,7 @@ static void finish_request(sim *s, guint32 slot)
         s->r->types[q->type].met += met;
         s->missed[q->type] += !met;
         s->r->types[q->type].mean_s += latency;
+        s->r->types[q->type].first_mean_s += first;
         if (s->o->stop_when_missed && (double)s->missed[q->type] > s->may_miss[q->type])
             s->stop = true;
     }
@@ -322,19 +401,34 @@ static void job_ready(sim *s, guint32 id)
     round_cut(s, job->server);
 }
 
+/* Units in the pieces that are complete with `available`. */
+static guint32 whole_pieces(const sim_stage_info *info, guint32 available)
+{
+    guint32 whole = 0;
+    for (guint32 end; (end = piece_end(info, whole)) <= available;)
+        whole = end;
+    return whole;
+}
+
 /* How many units a streaming consumer may do with what has arrived. */
 static void update_available(sim *s, guint32 slot, int stage)
 {
     sim_job *job = job_at(s, slot * s->n_stages + (guint32)stage);
     const sim_stage_info *info = &s->info[stage];
-    double share = 1;
+    job->available = job->total;
     for (int i = 0; i < info->n_gates; i++) {
         int a = info->gates[i];
-        if (s->requests[slot].edges >> a & 1)
-            share =
-                MIN(share, (double)s->got[slot * s->n_edges + (guint32)a] / s->p->edges[a].chunks);
+        const cs_stage_edge *edge = &s->p->edges[a];
+        guint16 got = s->got[slot * s->n_edges + (guint32)a];
+        if (!(s->requests[slot].edges >> a & 1) || got >= edge->chunks)
+            continue;
+        double share = (double)got / edge->chunks;
+        guint32 made = job_at(s, slot * s->n_stages + (guint32)edge->from)->total;
+        double units = edge->ahead < 0 ? share * job->total : share * made - edge->ahead;
+        job->available = MIN(job->available, (guint32)MAX(units, 0));
     }
-    job->available = share >= 1 ? job->total : (guint32)(share * job->total);
+    if (job->available < job->total && info->piece > 1)
+        job->available = whole_pieces(info, job->available);
 }
 
 /* A chunk (or the whole) of edge a has reached the consumer. */
@@ -425,9 +519,15 @@ static void finish_job(sim *s, guint32 id)
 
 /* ---- the end of rounds ---- */
 
-static void end_batch(sim *s, sim_stage *stage)
+static void end_batch(sim *s, sim_stage *stage, guint32 rounds)
 {
     guint32 n = stage->n_active;
+    if (!stage->in_turn)
+        return;
+    stage->turns_left -= MIN(rounds, stage->turns_left);
+    if (stage->turns_left > 0)
+        return;
+    stage->in_turn = false;
     stage->n_active = 0;
     memcpy(s->scratch, stage->active, n * sizeof s->scratch[0]);
     g_autofree guint32 *spill =
@@ -454,7 +554,8 @@ static void end_prefill(sim *s, sim_stage *stage)
         finish_job(s, out[i]);
 }
 
-/* A job at its target: it ends, sends a chunk, starves, or just had its first unit. */
+/* A job at its target: it ends, sends a chunk, starves, lets others have their pieces, or just had
+ * its first unit. */
 static bool job_at_target(sim *s, sim_stage *stage, guint32 id)
 {
     sim_job *job = job_at(s, id);
@@ -474,6 +575,10 @@ static bool job_at_target(sim *s, sim_stage *stage, guint32 id)
     }
     if (job->done >= job->available) {
         job->starved = true;
+        return false;
+    }
+    if (s->info[index].piece > 1 && stage->queue.n > 0) {
+        queue_push(&stage->queue, id);
         return false;
     }
     set_target(s, stage, job);
@@ -514,7 +619,7 @@ static void end_round(sim *s, guint32 id)
     for (int i = 0; i < server->n_stages; i++) {
         sim_stage *stage = &server->stages[i];
         if (stage->kind == CS_STAGE_BATCH)
-            end_batch(s, stage);
+            end_batch(s, stage, rounds);
         else if (stage->kind == CS_STAGE_PREFILL)
             end_prefill(s, stage);
         else
@@ -646,6 +751,8 @@ static void init_job(sim *s, guint32 slot, int stage, const cs_layout_route *rou
     sim_server *server = &s->servers[job->server];
     const cs_exec_stage *x = &server->exec->stages[stage];
     double units = cs_size_formula_value(&p->stages[stage].units, sizes);
+    if (p->stages[stage].role == CS_ROLE_DECODE)
+        units -= 1; /* the first comes of the prompt */
     bool iterates = info->kind == CS_STAGE_ITERATE;
     job->total = iterates ? (guint32)CLAMP(ceil(units - 1e-9), 1, 1e9) : 1;
     double noise = scatter(s, x->profile, job->total);

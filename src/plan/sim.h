@@ -39,7 +39,7 @@ typedef struct {
     size_t requests;            /* counted ones, completed */
     size_t met;                 /* within both targets */
     float *latency_s, *first_s; /* [requests], sorted */
-    double mean_s;
+    double mean_s, first_mean_s;
 } cs_sim_type;
 
 typedef struct {

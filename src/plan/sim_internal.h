@@ -5,6 +5,7 @@
 #include "plan/sim.h"
 
 #define SIM_SCRATCH 1024
+#define SIM_MIXED_MIN 32 /* tokens of a prompt that a step beside decode may always have */
 
 typedef enum { SIM_ARRIVAL, SIM_ROUND, SIM_DELIVER } sim_event_kind;
 typedef enum { SIM_NONE, SIM_TEXT, SIM_AUDIO, SIM_IMAGE } sim_output;
@@ -50,10 +51,16 @@ typedef struct sim_stage {
     sim_queue queue;
     guint32 *active, n_active;
     guint32 iteration;
-    guint32 reserved;         /* decode places of prompts in prefill on this server */
-    double weight;            /* of the active jobs */
-    struct sim_stage *decode; /* prefill: the other half on this server */
-    int twin_offset;          /* job id of the twin minus this job's */
+    guint32 reserved;          /* decode places of prompts in prefill on this server */
+    double weight;             /* of the active jobs */
+    guint32 turns_left;        /* of an encoder's batch */
+    guint32 ticket;            /* when it was put together */
+    bool in_turn;              /* this round is one of its turns */
+    double turn_s;             /* each takes so long */
+    double work, mixed_work;   /* prompt tokens of this round; at most so many beside decode */
+    struct sim_stage *decode;  /* prefill: the other half on this server */
+    struct sim_stage *prefill; /* decode: likewise */
+    int twin_offset;           /* job id of the twin minus this job's */
 } sim_stage;
 
 typedef struct {
@@ -64,7 +71,7 @@ typedef struct {
     int n_stages;
     int stage_of[CS_PLAN_MAX_STAGES];
     double kv_used;
-    guint32 n_holding, outstanding, generation, rounds;
+    guint32 n_holding, outstanding, generation, rounds, tickets;
     double round_start, round_s, free_at;
     bool running;
 } sim_server;
@@ -72,6 +79,7 @@ typedef struct {
 typedef struct {
     cs_stage_kind kind;
     guint8 output;
+    guint32 first_piece, piece;
     int out[CS_PLAN_MAX_EDGES], n_out;     /* edges that leave the stage */
     int gates[CS_PLAN_MAX_EDGES], n_gates; /* streamed edges that bound its progress */
 } sim_stage_info;

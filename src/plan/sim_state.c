@@ -23,8 +23,9 @@ static void init_info(sim *s)
     const cs_problem *p = s->p;
     for (size_t k = 0; k < p->n_stages; k++) {
         s->info[k].kind = p->stages[k].kind;
-        if (p->stages[k].role != CS_ROLE_PREFILL)
-            s->info[k].output = output_kind(p->graph->components[p->stages[k].component].output);
+        s->info[k].output = output_kind(p->graph->components[p->stages[k].component].output);
+        s->info[k].first_piece = p->stages[k].first_piece;
+        s->info[k].piece = p->stages[k].piece;
     }
     for (size_t a = 0; a < p->n_edges; a++) {
         const cs_stage_edge *edge = &p->edges[a];
@@ -80,6 +81,7 @@ static void init_server(const sim *s, sim_server *server, const cs_layout *layou
         server->stage_of[k] = i++;
         stage->index = (int)k;
         stage->kind = p->stages[k].kind;
+        stage->mixed_work = SIM_MIXED_MIN;
         stage->active = g_new(guint32, (size_t)server->exec->stages[k].batch + 1);
     }
     for (size_t k = 0; k < p->n_stages; k++)
@@ -87,6 +89,7 @@ static void init_server(const sim *s, sim_server *server, const cs_layout *layou
             (server->exec->mask >> p->stages[k].twin & 1)) {
             sim_stage *stage = &server->stages[server->stage_of[k]];
             stage->decode = &server->stages[server->stage_of[p->stages[k].twin]];
+            stage->decode->prefill = stage;
             stage->twin_offset = p->stages[k].twin - (int)k;
         }
 }
@@ -214,8 +217,10 @@ static void finish_type(const sim *s, size_t t)
     }
     qsort(type->latency_s, type->requests, sizeof(float), compare_floats);
     qsort(type->first_s, type->requests, sizeof(float), compare_floats);
-    if (type->requests > 0)
-        type->mean_s /= (double)type->requests;
+    if (type->requests == 0)
+        return;
+    type->mean_s /= (double)type->requests;
+    type->first_mean_s /= (double)type->requests;
 }
 
 static void finish_bins(sim *s)
@@ -314,7 +319,8 @@ static json_t *types_to_json(const cs_sim_result *r, const cs_problem *p)
     for (size_t t = 0; t < r->n_types; t++) {
         const cs_sim_type *type = &r->types[t];
         size_t n = type->requests;
-        json_t *latency = json_pack("{sf}", "mean_s", type->mean_s), *first = json_object();
+        json_t *latency = json_pack("{sf}", "mean_s", type->mean_s);
+        json_t *first = json_pack("{sf}", "mean_s", type->first_mean_s);
         for (size_t i = 0; i < G_N_ELEMENTS(ranks); i++) {
             json_object_set_new(latency, names[i],
                                 json_real(cs_sim_percentile(type->latency_s, n, ranks[i])));

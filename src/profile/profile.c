@@ -8,11 +8,13 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define MIN_SAMPLES 2
 #define SURE_SAMPLES 5 /* before a standard error is believed */
 #define MAX_SAMPLES 200
 #define STANDARD_ERROR 0.01 /* of the mean */
+#define MIXED_STEP_S 0.1    /* for which executors aim while answers are written */
 
 /* ---- points ---- */
 
@@ -156,6 +158,31 @@ static void keep_memory(cs_profiler_result *result, const profile_run *run)
     kept->kv_bytes_per_token = MAX(kept->kv_bytes_per_token, run->memory.kv_bytes_per_token);
 }
 
+/* ---- others ---- */
+
+#define CACHE_BYTES (64.0 * 1048576) /* of a CPU that does not tell */
+#define LINE_WORDS 8
+
+static bool make_others(profile_run *run, double bytes, GError **error)
+{
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    run->n_others = (size_t)(MIN(bytes, cache > 0 ? (double)cache : CACHE_BYTES) / 8);
+    run->others = g_try_malloc_n(run->n_others, sizeof *run->others);
+    if (run->n_others > 0 && !run->others)
+        return cs_fail(error, CS_ERROR_FAILED, "no memory for %zu bytes that others read",
+                       run->n_others * sizeof *run->others);
+    for (size_t i = 0; i < run->n_others; i += LINE_WORDS) /* pages of its own */
+        run->others[i] = i;
+    return true;
+}
+
+void profile_let_others(const profile_run *run)
+{
+    const volatile uint64_t *words = run->others;
+    for (size_t i = 0; i < run->n_others; i += LINE_WORDS)
+        (void)words[i];
+}
+
 /* ---- runs ---- */
 
 static void keep_stream(cs_profiler_result *result, const profile_run *run)
@@ -184,7 +211,7 @@ static bool measure(profile_run *run, profile_kind kind, cs_modality modality, G
     return profile_generator(run, cs_token2wav_generator(speech->token2wav), error);
 }
 
-static bool run_one(profile_run *run, GError **error)
+static bool load_and_measure(profile_run *run, GError **error)
 {
     const cs_profiler_options *o = run->options;
     size_t which = find_known(run->component);
@@ -217,6 +244,13 @@ static bool run_one(profile_run *run, GError **error)
     if (run->stream.piece > 0)
         keep_stream(run->result, run);
     return true;
+}
+
+static bool run_one(profile_run *run, double others_bytes, GError **error)
+{
+    bool ok = make_others(run, others_bytes, error) && load_and_measure(run, error);
+    g_free(run->others);
+    return ok;
 }
 
 static void free_entry(void *data)
@@ -256,13 +290,13 @@ cs_profiler_result *cs_profiler_run(const cs_profiler_options *options, GError *
     result->entries = g_ptr_array_new_with_free_func(free_entry);
     result->memory = g_ptr_array_new_with_free_func(free_memory);
     result->streams = g_ptr_array_new_with_free_func(free_stream);
-    for (const char *const *c = options->components; *c; c++)
+    for (uint32_t c = 0; options->components[c]; c++)
         for (uint32_t t = 0; t < options->threads.n && !profile_is_cancelled(options); t++) {
             profile_run run = {.options = options,
                                .result = result,
-                               .component = *c,
+                               .component = options->components[c],
                                .threads = options->threads.values[t]};
-            if (!run_one(&run, error))
+            if (!run_one(&run, options->others_bytes ? options->others_bytes[c] : 0, error))
                 return NULL;
         }
     result->cancelled = profile_is_cancelled(options);
@@ -286,6 +320,10 @@ static json_t *entry_json(const cs_profiler_entry *entry)
         json_object_set_new(object, "role", json_string(cs_plan_role_name(entry->role)));
     if (entry->chunk_units > 0)
         json_object_set_new(object, "chunk_units", json_integer(entry->chunk_units));
+    if (entry->role == CS_ROLE_PREFILL)
+        json_object_set_new(object, "mixed_step_s", json_real(MIXED_STEP_S));
+    if (entry->turns > 1)
+        json_object_set_new(object, "turns", json_integer(entry->turns));
     json_object_set_new(object, "samples", samples);
     return object;
 }
@@ -301,21 +339,47 @@ json_t *cs_profiler_to_json(const cs_profiler_result *result, const char *name)
     return json_pack("{s:i, s:s, s:o}", "version", 1, "name", name, "profiles", profiles);
 }
 
+static void set_memory(const cs_profiler_result *result, json_t *component)
+{
+    const char *name = json_string_value(json_object_get(component, "name"));
+    for (guint i = 0; i < result->memory->len; i++) {
+        const cs_profiler_memory *m = result->memory->pdata[i];
+        if (strcmp(m->component, name) != 0)
+            continue;
+        json_object_set_new(component, "weights_bytes", json_real(m->weights_bytes));
+        json_object_set_new(component, "activation_bytes", json_real(m->activation_bytes));
+        if (m->kv_bytes_per_token > 0)
+            json_object_set_new(component, "kv_bytes_per_token", json_real(m->kv_bytes_per_token));
+    }
+}
+
+static void set_pieces(const cs_profiler_stream *stream, json_t *component)
+{
+    if (strcmp(stream->component, json_string_value(json_object_get(component, "name"))) != 0 ||
+        stream->piece <= 1)
+        return;
+    json_object_set_new(component, "first_piece", json_real(stream->first_piece));
+    json_object_set_new(component, "piece", json_real(stream->piece));
+}
+
+/* Of an edge that streams to the component. */
+static void set_ahead(const cs_profiler_stream *stream, json_t *edge)
+{
+    if (strcmp(stream->component, json_string_value(json_object_get(edge, "to"))) == 0 &&
+        json_integer_value(json_object_get(edge, "chunks")) > 1)
+        json_object_set_new(edge, "ahead", json_real(stream->ahead));
+}
+
 void cs_profiler_set_graph(const cs_profiler_result *result, json_t *graph)
 {
-    size_t c;
-    json_t *component;
+    size_t c, e;
+    json_t *component, *edge;
     json_array_foreach (json_object_get(graph, "components"), c, component) {
-        const char *name = json_string_value(json_object_get(component, "name"));
-        for (guint i = 0; i < result->memory->len; i++) {
-            const cs_profiler_memory *m = result->memory->pdata[i];
-            if (strcmp(m->component, name) != 0)
-                continue;
-            json_object_set_new(component, "weights_bytes", json_real(m->weights_bytes));
-            json_object_set_new(component, "activation_bytes", json_real(m->activation_bytes));
-            if (m->kv_bytes_per_token > 0)
-                json_object_set_new(component, "kv_bytes_per_token",
-                                    json_real(m->kv_bytes_per_token));
-        }
+        set_memory(result, component);
+        for (guint i = 0; i < result->streams->len; i++)
+            set_pieces(result->streams->pdata[i], component);
     }
+    json_array_foreach (json_object_get(graph, "edges"), e, edge)
+        for (guint i = 0; i < result->streams->len; i++)
+            set_ahead(result->streams->pdata[i], edge);
 }

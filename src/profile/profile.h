@@ -32,6 +32,9 @@ typedef struct {
     const char *dir;
     const char *dtype, *isa;       /* as in cs_model_options and cs_compute_options */
     const char *const *components; /* units of the family's task file, NULL-terminated */
+    /* Of each component, what the others read in its absence: that much of the CPU's cache is
+     * theirs when its step begins. NULL: nothing. */
+    const double *others_bytes;
     cs_profiler_list threads;
     cs_profiler_list image_tokens;  /* of one image; sizes near these are made */
     cs_profiler_list audio_seconds; /* of one sound */
@@ -58,6 +61,7 @@ typedef struct {
     uint32_t threads;
     uint32_t max_batch;
     uint32_t chunk_units; /* of prefill; 0 else */
+    uint32_t turns;       /* of an encoder's batch, between which others may compute; 0 else */
     GArray *samples;      /* cs_profiler_sample */
 } cs_profiler_entry;
 

@@ -91,11 +91,18 @@ static GArray *make_media(const profile_run *run, const cs_encoder *encoder, cs_
     return g_steal_pointer(&media);
 }
 
-static bool time_batch(profile_point *point, cs_encoder *encoder, uint32_t n,
-                       const cs_encoder_item *items, GError **error)
+static bool count_turn(void *turns)
+{
+    ++*(uint32_t *)turns;
+    return true;
+}
+
+static bool time_batch(const profile_run *run, profile_point *point, cs_encoder *encoder,
+                       uint32_t n, const cs_encoder_item *items, GError **error)
 {
     while (!profile_point_is_done(point)) {
         cs_shared_tensor *outputs[BATCH_MAX];
+        profile_let_others(run);
         int64_t start = cs_now_us();
         if (!encoder->ops->forward(encoder, n, items, outputs, error))
             return false;
@@ -104,6 +111,20 @@ static bool time_batch(profile_point *point, cs_encoder *encoder, uint32_t n,
             cs_shared_tensor_unref(outputs[i]);
     }
     return true;
+}
+
+/* In how many parts a batch is computed when others share the device. */
+static bool count_turns(cs_profiler_entry *entry, cs_encoder *encoder, const medium *m,
+                        GError **error)
+{
+    cs_shared_tensor *output = NULL;
+    entry->turns = 1;
+    encoder->yield = count_turn;
+    encoder->yield_user = &entry->turns;
+    bool ok = encoder->ops->forward(encoder, 1, &m->item, &output, error);
+    encoder->yield = NULL;
+    cs_shared_tensor_unref(output);
+    return ok;
 }
 
 /* Whole budgets of small items too: what a batch saves is in the fit. */
@@ -123,7 +144,7 @@ static bool time_media(profile_run *run, cs_profiler_entry *entry, cs_encoder *e
         for (uint32_t k = 0; k < n; k++)
             items[k] = m->item;
         profile_point point = profile_point_new(run, entry, (double)n * m->tokens, share_s, 1);
-        if (!time_batch(&point, encoder, n, items, error))
+        if (!time_batch(run, &point, encoder, n, items, error))
             return false;
         profile_point_say(run, &point, "%u of %u tokens", n, m->tokens);
     }
@@ -140,7 +161,8 @@ bool profile_encoder(profile_run *run, cs_modality modality, GError **error)
         return false;
     cs_profiler_entry *entry = profile_add_entry(run, CS_ROLE_BOTH);
     entry->max_batch = batch_of(&g_array_index(media, medium, media->len / 2));
-    if (!time_media(run, entry, encoder, media, error))
+    if (!count_turns(entry, encoder, &g_array_index(media, medium, 0), error) ||
+        !time_media(run, entry, encoder, media, error))
         return false;
     double inputs_bytes = 0;
     for (guint i = 0; i < media->len; i++) {

@@ -24,7 +24,9 @@ typedef struct {
     const char *component;
     uint32_t threads;
     cs_model *model;
-    double before_bytes;       /* of memory, when nothing was loaded */
+    double before_bytes; /* of memory, when nothing was loaded */
+    uint64_t *others;    /* what others read, or as much of it as a cache holds; NULL: nothing */
+    size_t n_others;
     cs_profiler_memory memory; /* of this run; its component is unused */
     cs_profiler_stream stream; /* likewise; all 0: it takes its input whole */
 } profile_run;
@@ -43,6 +45,9 @@ bool profile_point_is_done(const profile_point *point);
 /* "thinker, 2 threads, decode: 8 sequences after 512 tokens: 12.3 ms ...". */
 void profile_point_say(const profile_run *run, const profile_point *point, const char *format, ...)
     G_GNUC_PRINTF(3, 4);
+
+/* Others compute: to be called before a step that does not follow one of its own at once. */
+void profile_let_others(const profile_run *run);
 
 /* To be called when the largest step has been made and its memory is still held: what has grown
  * beside weights and `other_bytes` (KV cache, inputs) are activations. */

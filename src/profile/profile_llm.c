@@ -204,6 +204,7 @@ static void set_point(llm_bench *b, profile_point *point, uint32_t batch)
 static bool time_prompts(llm_bench *b, profile_point *point, uint32_t n_tokens, GError **error)
 {
     while (!profile_point_is_done(point)) {
+        profile_let_others(b->run);
         set_point(b, point, 0);
         cs_llm_request *request = submit(b, n_tokens, false, error);
         if (!request)
@@ -409,6 +410,8 @@ bool profile_llm(profile_run *run, cs_llm *llm, const cs_speech *speech, GError 
                    .lock = PTHREAD_MUTEX_INITIALIZER,
                    .changed = PTHREAD_COND_INITIALIZER};
     b.sampling = speech ? speech_sampling(&b) : default_sampling(&run->model->generation);
+    if (speech) /* it hears a row of the reply with each code */
+        run->stream = (cs_profiler_stream){.ahead = 1, .first_piece = 1, .piece = 1};
     run->memory.kv_bytes_per_token = (double)llm->kv_block_bytes / CS_LLM_BLOCK_TOKENS;
     bool ok = measure(&b, llm, error);
     cs_llm_engine_free(b.engine);

@@ -220,7 +220,8 @@ static cs_sim_result run_speech(int chunks, double rate, size_t requests, double
 
 static void test_by_hand(void)
 {
-    double first, prefill = 0.5 + 100 * 0.01, decode = 20 * 0.1, move = 2000 / 1000.0;
+    /* The first token comes of the prompt. */
+    double first, prefill = 0.5 + 100 * 0.01, decode = 19 * 0.1, move = 2000 / 1000.0;
     /* Alone in the system, nothing streamed. */
     cs_sim_result r = run_speech(1, 0.01, 20, &first);
     double expected = prefill + decode + move + 0.25 + 0.125 + 20 * 0.05;
@@ -228,15 +229,16 @@ static void test_by_hand(void)
     g_assert_cmpfloat_with_epsilon(first, expected - 19 * 0.05, 1e-5);
     cs_sim_result_clear(&r);
     /* In four chunks of 5 tokens: 0.5 s of decode, 0.5 s of link, 0.25 s of vocoder each. Chunks
-     * leave the LLM every 0.5 s and the link keeps up; the last leaves after all of decode. */
+     * leave the LLM every 0.5 s, the last after 19 steps, when the link is busy for 0.1 s more. */
     r = run_speech(4, 0.01, 20, &first);
-    expected = prefill + decode + 0.5 + 0.375 + 5 * 0.05;
+    expected = prefill + decode + 0.1 + 0.5 + 0.375 + 5 * 0.05;
     g_assert_cmpfloat_with_epsilon(r.types[0].mean_s, expected, 1e-5);
     g_assert_cmpfloat_with_epsilon(first, prefill + 0.5 + 0.5 + 0.375 + 0.05, 1e-5);
     cs_sim_result_clear(&r);
 }
 
-/* Two requests at once share iterations: 0.09 + 2 x 0.01 s each while both decode. */
+/* Two requests at once share iterations: 0.09 + 2 x 0.01 s each while both decode. A prompt in the
+ * same step shares the fixed cost. */
 static void test_continuous_batching(void)
 {
     model m;
@@ -247,8 +249,8 @@ static void test_continuous_batching(void)
                "'components':['llm']}]}",
                two_nodes,
                "{'version':1,'profiles':[{'component':'llm','role':'prefill','device':'d',"
-               "'max_batch':8,'per_unit_s':0.01},{'component':'llm','role':'decode','device':'d',"
-               "'max_batch':8,'fixed_s':0.09,'per_unit_s':0.01}]}",
+               "'max_batch':8,'fixed_s':0.05,'per_unit_s':0.01},{'component':'llm','role':"
+               "'decode','device':'d','max_batch':8,'fixed_s':0.09,'per_unit_s':0.01}]}",
                "{'version':1,'arrivals':{'process':'uniform'},'types':[{'name':'t','rate_rps':1,"
                "'sizes':{'text_in_tokens':10,'text_out_tokens':100}}]}");
     route_all(&m, (const char *const[]){"llm", "llm"}, (int[]){0, 0}, (int[]){1, 1});
@@ -256,14 +258,103 @@ static void test_continuous_batching(void)
     cs_sim_result r;
     g_autoptr(GError) error = NULL;
     g_assert_true(cs_sim_run(m.layout, &o, &r, &error));
-    /* A arrives at 1, prefills until 1.1, decodes alone: at 2 it ends its 9th token. B's prompt
-     * joins the next round (0.1 + 0.1 s, A's 10th), then both decode at 0.11 s: A's other 90
-     * tokens, then B's last 10 alone at 0.1 s. */
-    double a = 2.2 + 90 * 0.11 - 1, b = 2.2 + 90 * 0.11 + 10 * 0.1 - 2;
+    /* A arrives at 1, prefills until 1.15, decodes alone: at 2.05 it ends its 9th step. B's prompt
+     * joins the next round (0.09 + 0.01 + 0.1 s, A's 10th), then both decode at 0.11 s: A's other
+     * 89 steps, then B's last 10 alone at 0.1 s. */
+    double a = 2.25 + 89 * 0.11 - 1, b = 2.25 + 89 * 0.11 + 10 * 0.1 - 2;
     g_assert_cmpfloat_with_epsilon(cs_sim_percentile(r.types[0].latency_s, 2, 1.0), MAX(a, b),
                                    1e-4);
     g_assert_cmpfloat_with_epsilon(cs_sim_percentile(r.types[0].latency_s, 2, 0.1), MIN(a, b),
                                    1e-4);
+    cs_sim_result_clear(&r);
+    model_clear(&m);
+}
+
+/* An encoder's batch in ten turns of 0.1 s, between which the LLM beside it has its steps. */
+static void test_turns(void)
+{
+    model m;
+    model_make(&m,
+               "{'version':1,'name':'s','components':[{'name':'enc','kind':'encoder',"
+               "'weights_bytes':1,'units':{'images':1}},{'name':'llm','kind':'llm','weights_bytes':"
+               "10,'units':{'text_in_tokens':1},'output_units':{'text_out_tokens':1},'output':"
+               "'text'}],'edges':[{'from':'enc','to':'llm','bytes':0}],'request_types':[{'name':"
+               "'t','components':['enc','llm']}]}",
+               two_nodes,
+               "{'version':1,'profiles':[{'component':'enc','device':'d','per_unit_s':1,'turns':"
+               "10},{'component':'llm','role':'prefill','device':'d','max_batch':8,'per_unit_s':"
+               "0.01},{'component':'llm','role':'decode','device':'d','max_batch':8,'per_unit_s':"
+               "0.1}]}",
+               "{'version':1,'arrivals':{'process':'uniform'},'types':[{'name':'t','rate_rps':0.8,"
+               "'sizes':{'images':1,'text_in_tokens':10,'text_out_tokens':100}}]}");
+    route_all(&m, (const char *const[]){"enc+llm", "enc+llm", "enc+llm"}, (int[]){0, 0, 0},
+              (int[]){1, 1, 1});
+    cs_sim_options o = {.seed = 1, .requests = 2, .warm_up = 1e-9};
+    cs_sim_result r;
+    g_autoptr(GError) error = NULL;
+    g_assert_true(cs_sim_run(m.layout, &o, &r, &error));
+    /* A arrives at 1.25, is encoded alone until 2.25 and has its first token at 2.35. B arrives at
+     * 2.5, in A's second step; from 2.55 on ten turns and ten steps alternate until 4.55, then
+     * comes B's prompt, with a step of A. */
+    g_assert_cmpfloat_with_epsilon(r.types[0].first_s[0], 1.1, 1e-5);
+    g_assert_cmpfloat_with_epsilon(r.types[0].first_s[1], 4.75 - 2.5, 1e-5);
+    g_assert_cmpfloat_with_epsilon(r.types[0].first_mean_s, (1.1 + 2.25) / 2, 1e-5);
+    cs_sim_result_clear(&r);
+    model_clear(&m);
+}
+
+/* Prompts beside decode are cut so that a step takes about 0.15 s, at the pace of the step before.
+ */
+static void test_mixed_steps(void)
+{
+    model m;
+    model_make(&m,
+               "{'version':1,'name':'s','components':[{'name':'llm','kind':'llm','weights_bytes':"
+               "10,'units':{'text_in_tokens':1},'output_units':{'text_out_tokens':1},'output':"
+               "'text'}],'edges':[],'request_types':[{'name':'t','components':['llm']}]}",
+               two_nodes,
+               "{'version':1,'profiles':[{'component':'llm','role':'prefill','device':'d',"
+               "'max_batch':8,'fixed_s':0.05,'per_unit_s':0.001,'mixed_step_s':0.15},{'component':"
+               "'llm','role':'decode','device':'d','max_batch':8,'fixed_s':0.09,'per_unit_s':"
+               "0.01}]}",
+               "{'version':1,'arrivals':{'process':'uniform'},'types':[{'name':'t','rate_rps':1,"
+               "'sizes':{'text_in_tokens':100,'text_out_tokens':100}}]}");
+    route_all(&m, (const char *const[]){"llm", "llm"}, (int[]){0, 0}, (int[]){1, 1});
+    cs_sim_options o = {.seed = 1, .requests = 2, .warm_up = 1e-9};
+    cs_sim_result r;
+    g_autoptr(GError) error = NULL;
+    g_assert_true(cs_sim_run(m.layout, &o, &r, &error));
+    /* A arrives at 1 and has its prompt whole until 1.15: beside decode it could then have been 64
+     * tokens, twice as many as before. B arrives at 2, begins at 2.05 and has 64 and 36. */
+    g_assert_cmpfloat_with_epsilon(r.types[0].first_s[0], 0.15, 1e-5);
+    g_assert_cmpfloat_with_epsilon(r.types[0].first_s[1], 0.05 + (0.1 + 0.064) + (0.1 + 0.036),
+                                   1e-5);
+    cs_sim_result_clear(&r);
+    model_clear(&m);
+}
+
+/* A generator that makes pieces of 4 and then 8 units, and looks 2 units ahead; times by hand. */
+static void test_pieces(void)
+{
+    model m;
+    model_make(&m,
+               "{'version':1,'name':'s','components':[{'name':'llm','kind':'llm','weights_bytes':"
+               "10,'units':{'text_in_tokens':1},'output_units':{'text_out_tokens':1}},{'name':"
+               "'voc','kind':'generator','weights_bytes':10,'units':{'text_out_tokens':1},"
+               "'first_piece':4,'piece':8,'output':'audio'}],'edges':[{'from':'llm','to':'voc',"
+               "'chunks':39,'ahead':2}],'request_types':[{'name':'t','components':['llm','voc']}]}",
+               two_nodes, speech_profiles,
+               "{'version':1,'arrivals':{'process':'uniform'},'types':[{'name':'t','rate_rps':0.01,"
+               "'sizes':{'text_in_tokens':100,'text_out_tokens':40}}]}");
+    route_all(&m, (const char *const[]){"llm", "llm", "voc"}, (int[]){0, 0, 1}, (int[]){1, 1, 1});
+    cs_sim_result r = run(&m, 20, CS_DISPATCH_LEAST_REQUESTS);
+    /* Steps of 0.1 s after a prompt of 1.5 s, 0.375 s to the other node, 0.05 s a unit there. The
+     * first piece needs 6 steps; the last but one, units 28 to 36, needs 38 and takes 0.4 s, in
+     * which the last step is made, and with it the last four units can be. */
+    g_assert_cmpfloat_with_epsilon(cs_sim_percentile(r.types[0].first_s, r.types[0].requests, 0.5),
+                                   1.5 + 0.6 + 0.375 + 4 * 0.05, 1e-5);
+    g_assert_cmpfloat_with_epsilon(r.types[0].mean_s, 1.5 + 3.8 + 0.375 + 8 * 0.05 + 4 * 0.05,
+                                   1e-5);
     cs_sim_result_clear(&r);
     model_clear(&m);
 }
@@ -399,6 +490,9 @@ int main(int argc, char **argv)
     g_test_add_func("/plan/sim/by-hand", test_by_hand);
     g_test_add_func("/plan/sim/continuous-batching", test_continuous_batching);
     g_test_add_func("/plan/sim/kv-budget", test_kv_budget);
+    g_test_add_func("/plan/sim/turns", test_turns);
+    g_test_add_func("/plan/sim/mixed-steps", test_mixed_steps);
+    g_test_add_func("/plan/sim/pieces", test_pieces);
     g_test_add_func("/plan/sim/deterministic", test_deterministic);
     g_test_add_func("/plan/sim/overload", test_overload);
     g_test_add_func("/plan/sim/conserves", test_conserves);

@@ -281,7 +281,20 @@ def full_config(options, first_added):
         )  # fmt: skip
         config["token2wav_config"]["dit_config"].update(DIT)
         config["token2wav_config"]["bigvgan_config"].update(BIGVGAN)
+    if options.layers:
+        cut_layers(config, options.layers)
     return config
+
+
+def cut_layers(node, most):
+    """At most so many layers in each component; what names layers by number names those that are left."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            cut_layers(value, most)
+        elif key in ("num_hidden_layers", "encoder_layers", "max_window_layers", "depth"):
+            node[key] = min(value, most)
+        elif key in ("fullatt_block_indexes", "look_ahead_layers", "look_backward_layers"):
+            node[key] = [i for i in value if i < most] or [most - 1]
 
 
 class Weights:
@@ -499,6 +512,9 @@ def main():
     )
     parser.add_argument(
         "--tie", action="store_true", help="lm_head is embed_tokens, as in the smallest text models"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=0, help="at most so many layers in each component (all)"
     )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
