@@ -267,7 +267,7 @@ static bool yield(void *user)
     cs_encoder_engine *engine = user;
     int64_t start = cs_now_us();
     cs_turn_give(engine->options.turn);
-    cs_turn_take(engine->options.turn);
+    cs_turn_take(engine->options.turn, 0);
     engine->yielded_us += cs_now_us() - start;
     if (is_closed(engine))
         return false;
@@ -283,8 +283,8 @@ static bool forward(cs_encoder_engine *engine, guint first, guint n, GError **er
     engine->first_computed = first;
     engine->n_computed = n;
     engine->yielded_us = 0;
-    cs_turn_take(engine->options.batches);
-    cs_turn_take(engine->options.turn);
+    cs_turn_take(engine->options.batches, 0);
+    cs_turn_take(engine->options.turn, 0);
     int64_t start = cs_now_us();
     bool ok =
         encoder->ops->forward(encoder, n, engine->items + first, engine->outputs + first, error);

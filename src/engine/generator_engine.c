@@ -31,9 +31,7 @@ struct cs_generator_request {
     bool done;
     /* The engine thread's. */
     cs_generation *generation;
-    int64_t first_ready_us; /* 0: not yet */
-    int64_t first_out_us;   /* of the first sample; 0: not yet */
-    uint64_t n_out;         /* samples handed out */
+    int64_t due_us; /* when the listener runs out of sound, or asked, if he has heard none */
 };
 
 struct cs_generator_engine {
@@ -97,6 +95,7 @@ cs_generator_request *cs_generator_engine_submit(cs_generator_engine *engine,
                     ? options->credit_samples - options->first_sample
                     : 0;
     r->generation = generation;
+    r->due_us = cs_now_us();
     g_mutex_lock(&r->hub->lock);
     bool accepted = engine->requests->len < engine->max_requests;
     if (accepted)
@@ -181,23 +180,25 @@ static void take_codes(const cs_generator_engine *e, cs_generator_request *r)
     g_array_set_size(r->pending, 0);
 }
 
-/* When the listener runs out of sound. */
-static int64_t deadline_us(const cs_generator_engine *e, const cs_generator_request *r)
+static int64_t duration_us(const cs_generator_engine *e, uint32_t n_samples)
 {
-    if (!r->first_out_us)
-        return r->first_ready_us;
-    uint32_t rate = MAX(e->generator->sample_rate, 1);
-    return r->first_out_us + (int64_t)(r->n_out * G_USEC_PER_SEC / rate);
+    return (int64_t)n_samples * G_USEC_PER_SEC / MAX(e->generator->sample_rate, 1);
 }
 
-static gint compare_deadlines(gconstpointer a, gconstpointer b, gpointer engine)
+/* When more has to be made: what waits for credit is made. */
+static int64_t due_us(const cs_generator_engine *e, const cs_generator_request *r)
 {
-    int64_t x = deadline_us(engine, *(cs_generator_request *const *)a);
-    int64_t y = deadline_us(engine, *(cs_generator_request *const *)b);
+    return r->due_us + duration_us(e, e->generator->ops->unread(r->generation));
+}
+
+static gint compare_dates(gconstpointer a, gconstpointer b, gpointer engine)
+{
+    int64_t x = due_us(engine, *(cs_generator_request *const *)a);
+    int64_t y = due_us(engine, *(cs_generator_request *const *)b);
     return (x > y) - (x < y);
 }
 
-/* The ready requests with the next deadlines, at most a full batch, with references. */
+/* The ready requests with the first dates, at most a full batch, with references. */
 static GPtrArray *choose(cs_generator_engine *e)
 {
     GPtrArray *batch = g_ptr_array_new_with_free_func(request_unref);
@@ -206,11 +207,10 @@ static GPtrArray *choose(cs_generator_engine *e)
         cs_generator_request *r = g_ptr_array_index(e->requests, i);
         if (r->ending || !e->generator->ops->ready(r->generation))
             continue;
-        r->first_ready_us = r->first_ready_us ? r->first_ready_us : cs_now_us();
         g_atomic_int_inc(&r->refs);
         g_ptr_array_add(batch, r);
     }
-    g_ptr_array_sort_with_data(batch, compare_deadlines, e);
+    g_ptr_array_sort_with_data(batch, compare_dates, e);
     g_ptr_array_set_size(batch, (gint)MIN(batch->len, full ? full : e->generator->max_batch));
     return batch;
 }
@@ -222,9 +222,10 @@ static void step(cs_generator_engine *e, GPtrArray *batch)
     g_autofree cs_generation **generations = g_new(cs_generation *, batch->len);
     for (guint i = 0; i < batch->len; i++)
         generations[i] = ((cs_generator_request *)g_ptr_array_index(batch, i))->generation;
+    int64_t due = due_us(e, g_ptr_array_index(batch, 0));
     g_autoptr(GError) error = NULL;
     g_mutex_unlock(&e->hub->lock);
-    cs_turn_take(e->turn);
+    cs_turn_take(e->turn, due);
     int64_t start = cs_now_us();
     bool ok = e->generator->ops->step(e->generator, batch->len, generations, &error);
     int64_t took = cs_now_us() - start;
@@ -252,8 +253,8 @@ static uint64_t hand_out(cs_generator_engine *e, cs_generator_request *r)
             break;
         if (r->credit != UINT64_MAX)
             r->credit -= n;
-        r->first_out_us = r->first_out_us ? r->first_out_us : cs_now_us();
-        r->n_out += n;
+        /* He who had run out before hears these from now on. */
+        r->due_us = MAX(r->due_us, cs_now_us()) + duration_us(e, n);
         total += n;
         e->stats.samples += n;
         g_mutex_unlock(&e->hub->lock);

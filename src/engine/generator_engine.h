@@ -1,8 +1,9 @@
 /* The generator engine: streams of codes to streams of samples over one cs_generator.
  *
  * Requests that differ in length and progress share steps, as many as make a step worth its while
- * (the component's full_batch). Those come first whose listener is the next to run out of sound if
- * he plays it from its beginning on; one who has heard nothing yet ran out when his codes came.
+ * (the component's full_batch). Those come first whose listener is the next to run out of sound, or
+ * has longest; one who has heard nothing ran out when he asked. So do steps of other engines on the
+ * device (turn.h).
  * Samples are handed out as they are made, as far as a
  * request's credit goes; without credit its stream rests when its buffer is full, and the others go
  * on (back-pressure of a slow client).

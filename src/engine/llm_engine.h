@@ -106,6 +106,13 @@ typedef struct {
     void (*on_done)(void *user, const cs_llm_usage *usage, const GError *error);
 } cs_llm_sink;
 
+/* By when rows of generated tokens are wanted that are heard as speech (turn.h): the first n_at_once
+ * were when the request came, for nothing is heard without them; each of the others token_us after
+ * the one before it. token_us 0: nobody hears them. */
+typedef struct {
+    uint32_t n_at_once, token_us;
+} cs_llm_pace;
+
 typedef struct {
     uint32_t n_tokens; /* >= 1 */
     const int32_t *token_ids;
@@ -143,6 +150,7 @@ typedef struct {
     bool import_kv;
     bool hidden_states; /* of rows >= hidden_from_row; those are never taken from the cache */
     uint32_t hidden_from_row;
+    cs_llm_pace pace;
 } cs_llm_request_options;
 
 /* Copies what it needs. Fails at once, with no sink call: CS_ERROR_INVALID (ids, positions, spans,

@@ -95,6 +95,8 @@ struct cs_llm_request {
     int32_t *stop_ids;
     uint64_t cache_salt[2];
     bool hidden_states, export_kv;
+    cs_llm_pace pace;
+    int64_t asked_us;
     uint32_t capacity_blocks;  /* of one sequence */
     uint32_t n_cacheable_rows; /* rows from here on are never in the prefix cache */
 

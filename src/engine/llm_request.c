@@ -1,6 +1,7 @@
 #include "engine/llm_internal.h"
 
 #include "base/error.h"
+#include "base/os.h"
 
 #include <string.h>
 
@@ -298,6 +299,8 @@ static bool copy_options(const cs_llm_engine *engine, cs_llm_request *request,
 {
     request->hidden_states = options->hidden_states;
     request->export_kv = options->export_kv;
+    request->pace = options->pace;
+    request->asked_us = cs_now_us();
     request->import_kv = options->import_kv;
     if (options->import_kv)
         request->kv = g_ptr_array_new_with_free_func((GDestroyNotify)cs_shared_tensor_unref);

@@ -176,11 +176,26 @@ static void advance(cs_llm_engine *engine, llm_sequence *sequence)
 
 /* ---- The step ---- */
 
+/* When the step is wanted, by its most urgent sequence; 0: one of them is nobody's speech. */
+static int64_t due_us(const cs_llm_engine *engine)
+{
+    int64_t now = cs_now_us(), due = INT64_MAX;
+    for (uint32_t i = 0; i < engine->batch.n_sequences; i++) {
+        const llm_sequence *sequence = engine->in_step[i];
+        const cs_llm_pace *pace = &sequence->request->pace;
+        if (pace->token_us == 0)
+            return 0;
+        int64_t ahead = (int64_t)sequence->n_past - sequence->request->n_prompt - pace->n_at_once;
+        due = MIN(due, ahead < 0 ? sequence->request->asked_us : now + ahead * pace->token_us);
+    }
+    return due == INT64_MAX ? 0 : due;
+}
+
 static bool run_forward(cs_llm_engine *engine, int64_t *forward_us, GError **error)
 {
     cs_llm *llm = engine->llm;
     float *hidden = engine->step_wants_hidden ? engine->hidden : NULL;
-    cs_turn_take(engine->options.turn);
+    cs_turn_take(engine->options.turn, due_us(engine));
     int64_t start = cs_now_us();
     for (uint32_t i = 0; i < engine->n_copies; i++)
         llm->ops->copy_block(llm, engine->copies[i].to, engine->copies[i].from);

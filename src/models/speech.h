@@ -33,6 +33,8 @@ typedef struct {
     int32_t *voice_tokens;
     const char *voice;    /* of a request that names none, if the checkpoint has it */
     uint32_t sample_rate; /* in Hz */
+    uint32_t first_codes; /* before which nothing is heard */
+    uint32_t code_us;     /* of sound that a code is */
     /* Sampling of a request that says nothing. */
     float temperature, top_p, repetition_penalty;
     int32_t top_k;

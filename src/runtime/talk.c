@@ -21,6 +21,11 @@ GArray *cs_talk_bans(const cs_speech *speech, uint32_t vocab_size)
     return bans;
 }
 
+cs_llm_pace cs_talk_pace(const cs_speech *speech)
+{
+    return (cs_llm_pace){speech->first_codes, speech->code_us};
+}
+
 bool cs_talk_check_room(uint32_t n_prompt, uint32_t max_tokens, GError **error)
 {
     return n_prompt + 2 < max_tokens ||
@@ -80,6 +85,7 @@ cs_llm_request *cs_talk_submit(cs_llm_engine *engine, const cs_speech *speech, c
         .max_tokens = MIN(speech->max_tokens, max - (n + 2)),
         .n_stop_ids = G_N_ELEMENTS(speech->stop_ids),
         .stop_ids = speech->stop_ids,
+        .pace = {speech->first_codes - 1, speech->code_us}, /* the last code is nobody's input */
     };
     return cs_llm_engine_submit(engine, &options, sink, user, error);
 }

@@ -26,6 +26,10 @@ typedef struct {
     const int32_t *codes;
 } cs_talk_options;
 
+/* By when the main LLM is to have written a reply that is spoken: a code hears the row of the reply
+ * behind the one before it heard. */
+cs_llm_pace cs_talk_pace(const cs_speech *speech);
+
 /* CS_ERROR_OVER_CONTEXT when nothing could be said behind such a prompt. */
 bool cs_talk_check_room(uint32_t n_prompt, uint32_t max_tokens, GError **error);
 /* Submits to the talker's engine. */

@@ -412,7 +412,7 @@ static void *take_turns(void *user)
 {
     turn_taker *taker = user;
     for (int i = 0; i < 200; i++) {
-        cs_turn_take(taker->turn);
+        cs_turn_take(taker->turn, 0);
         gint inside = g_atomic_int_add(taker->inside, 1) + 1;
         if (inside > g_atomic_int_get(taker->most))
             g_atomic_int_set(taker->most, inside);
@@ -439,7 +439,7 @@ static void test_turn(void)
         g_assert_cmpint(takers[i].n, ==, 200);
     }
     g_assert_cmpint(most, ==, 1);
-    cs_turn_take(NULL);
+    cs_turn_take(NULL, 0);
     cs_turn_give(NULL);
 }
 
@@ -457,7 +457,7 @@ static void test_turn_between_layers(void)
     gint least = G_MAXINT; /* this thread may sleep before it asks: the least of a few counts */
     for (int i = 0; i < 5; i++) {
         gint before = g_atomic_int_get(&f.fake->layers_done);
-        cs_turn_take(turn);
+        cs_turn_take(turn, 0);
         gint at = g_atomic_int_get(&f.fake->layers_done);
         least = MIN(least, at - before);
         g_usleep(2000);

@@ -2,6 +2,7 @@
  * cut, whoever was preempted, cancelled or resumed, the answer is the oracle's.
  */
 #include "base/error.h"
+#include "base/os.h"
 #include "support/llm_case.h"
 
 #include <string.h>
@@ -152,6 +153,55 @@ static void test_preemption_takes_the_latest(void)
     llm_client_check(b);
     g_assert_cmpuint(stats_of(&f).preemptions, >, 0);
     stop(&f);
+}
+
+/* ---- Turns ---- */
+
+typedef struct {
+    fixture *f;
+    int64_t due_us;
+    gint n_steps; /* that the engine had made when it was this one's turn */
+} other_work;
+
+static void *do_other_work(void *data)
+{
+    other_work *w = data;
+    cs_turn_take(w->f->options.turn, w->due_us);
+    w->n_steps = g_atomic_int_get(&w->f->control.n_steps);
+    cs_turn_give(w->f->options.turn);
+    return NULL;
+}
+
+/* Steps that an engine makes ahead of other work, which is due now and asks after it. */
+static gint steps_before_other_work(cs_llm_pace pace)
+{
+    g_autoptr(cs_turn) turn = cs_turn_new();
+    fixture f = {.options = {.turn = turn}, .control = {.step_us = 1000}};
+    start(&f, 64);
+    g_autoptr(llm_case) c = llm_case_new(1, 30, 300);
+    c->options.pace = pace;
+    llm_case_solve(c);
+    g_autoptr(llm_client) client = begin(&f, c);
+    llm_client_wait_tokens(client, 5);
+    cs_turn_take(turn, 1);
+    gint n_steps = g_atomic_int_get(&f.control.n_steps);
+    g_usleep(50000); /* until the engine waits */
+    other_work w = {&f, cs_now_us(), 0};
+    GThread *thread = g_thread_new("other", do_other_work, &w);
+    g_usleep(50000);
+    cs_turn_give(turn);
+    g_thread_join(thread);
+    llm_client_wait(client);
+    llm_client_check(client);
+    stop(&f);
+    return w.n_steps - n_steps;
+}
+
+static void test_pace(void)
+{
+    g_assert_cmpint(steps_before_other_work((cs_llm_pace){1, 1000000}), ==, 0);
+    g_assert_cmpint(steps_before_other_work((cs_llm_pace){300, 1000000}), >, 0);
+    g_assert_cmpint(steps_before_other_work((cs_llm_pace){0}), >, 0);
 }
 
 /* ---- The prefix cache ---- */
@@ -966,5 +1016,6 @@ int main(int argc, char **argv)
     g_test_add_func("/llm/default-max-tokens", test_default_max_tokens);
     g_test_add_func("/llm/long-prompt-beside-a-stream", test_long_prompt_beside_a_stream);
     g_test_add_func("/llm/on-step", test_on_step);
+    g_test_add_func("/llm/pace", test_pace);
     return g_test_run();
 }

@@ -129,6 +129,14 @@ static void read_voices(cs_model *model, cs_loader *loader)
     cs_speakers_clear(&speakers);
 }
 
+static uint32_t code_us(const cs_qwen2_5_omni_config *config)
+{
+    int64_t samples = config->dit.repeats;
+    for (int64_t i = 0; i < config->vocoder.n_stages; i++)
+        samples *= config->vocoder.rates[i];
+    return (uint32_t)(samples * G_USEC_PER_SEC / CS_VOCODER_RATE);
+}
+
 /* How it speaks, and of its components those that are asked for. */
 static void load_speech(cs_model *model, cs_loader *loader, const cs_model_options *options)
 {
@@ -147,6 +155,8 @@ static void load_speech(cs_model *model, cs_loader *loader, const cs_model_optio
                                  .reader_request = CS_TALKER_READ_ALOUD,
                                  .voice = CS_TALKER_VOICE,
                                  .sample_rate = CS_VOCODER_RATE,
+                                 .first_codes = cs_token2wav_first_codes(config),
+                                 .code_us = code_us(config),
                                  .temperature = CS_TALKER_TEMPERATURE,
                                  .top_p = CS_TALKER_TOP_P,
                                  .top_k = CS_TALKER_TOP_K,

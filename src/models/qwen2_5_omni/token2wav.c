@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Two streams are some 300 rows of a product, which keep a CPU's units busy. */
-enum { MAX_STREAMS = 256, FULL_STREAMS = 2 };
+enum { MAX_STREAMS = 256, FULL_STREAMS = 2, FIRST_CHUNK_BLOCKS = 1, BLOCKS_AFTER = 2 };
 
 struct cs_token2wav {
     cs_generator generator;
@@ -115,22 +115,32 @@ static float *make_noise(uint64_t seed, int64_t first, int64_t n, int64_t n_mels
 
 static void set_defaults(cs_token2wav_options *o)
 {
-    o->first_chunk_blocks = o->first_chunk_blocks ? o->first_chunk_blocks : 1;
+    o->first_chunk_blocks = o->first_chunk_blocks ? o->first_chunk_blocks : FIRST_CHUNK_BLOCKS;
     o->chunk_blocks = o->chunk_blocks ? o->chunk_blocks : 4;
     o->blocks_before = o->blocks_before ? o->blocks_before : 3;
-    o->blocks_after = o->blocks_after ? o->blocks_after : 2;
+    o->blocks_after = o->blocks_after ? o->blocks_after : BLOCKS_AFTER;
     o->max_codes = o->max_codes ? o->max_codes : 4096;
     o->max_unread_samples = o->max_unread_samples ? o->max_unread_samples : 10 * CS_VOCODER_RATE;
 }
 
 /* Codes of an attention block; windows begin at multiples of it. A block that holds no whole number
  * of codes is doubled until it does. */
+static int64_t codes_of_block(const cs_qwen2_5_omni_dit_config *dit)
+{
+    int64_t frames = dit->block_size;
+    while (frames % dit->repeats != 0)
+        frames += dit->block_size;
+    return frames / dit->repeats;
+}
+
 static int64_t block_codes(const cs_token2wav *t)
 {
-    int64_t frames = t->config.dit.block_size;
-    while (frames % t->config.dit.repeats != 0)
-        frames += t->config.dit.block_size;
-    return frames / t->config.dit.repeats;
+    return codes_of_block(&t->config.dit);
+}
+
+uint32_t cs_token2wav_first_codes(const cs_qwen2_5_omni_config *config)
+{
+    return (uint32_t)((FIRST_CHUNK_BLOCKS + BLOCKS_AFTER) * codes_of_block(&config->dit));
 }
 
 cs_token2wav_stream *cs_token2wav_stream_new(cs_token2wav *t, const char *voice,

@@ -35,6 +35,8 @@ cs_generator *cs_token2wav_generator(cs_token2wav *token2wav);
 
 const cs_speakers *cs_token2wav_speakers(const cs_token2wav *token2wav);
 int64_t cs_token2wav_samples_per_code(const cs_token2wav *token2wav); /* 480 at 24 kHz */
+/* Codes before which nothing of a stream with the default cut is heard, unless it ends. */
+uint32_t cs_token2wav_first_codes(const cs_qwen2_5_omni_config *config);
 
 typedef struct {
     uint64_t seed;

@@ -352,6 +352,8 @@ static bool submit_parts(llm_job *j, cs_llm_request_options options, GError **er
     options.n_choices = j->n_choices;
     options.import_kv = llm_is_decode(j);
     options.hidden_states = j->ids != NULL;
+    if (j->ids)
+        options.pace = cs_talk_pace(j->base.owner->checkpoint->speech);
     options.hidden_from_row = llm_is_decode(j) ? options.n_tokens : 0; /* the prefill gives those */
     if (llm_is_prefill(j)) {
         options.export_kv = true;

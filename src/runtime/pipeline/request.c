@@ -647,6 +647,8 @@ static bool submit_llm(cs_pipeline_request *r, GError **error)
         .stop_ids = generation->eos_ids,
         .hidden_states = r->speech != NULL,
     };
+    if (r->speech)
+        options.pace = cs_talk_pace(r->pipeline->model->speech);
     if (r->aloud_ids) {
         options.n_generated = r->aloud_ids->len;
         options.generated = (const int32_t *)(void *)r->aloud_ids->data;
