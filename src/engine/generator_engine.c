@@ -38,7 +38,7 @@ struct cs_generator_engine {
     cs_generator *generator;
     char *name;
     cs_turn *turn;
-    uint32_t max_requests;
+    uint32_t max_requests, max_batch;
     hub *hub;
     GThread *thread;
     /* Under the hub's lock. */
@@ -202,7 +202,6 @@ static gint compare_dates(gconstpointer a, gconstpointer b, gpointer engine)
 static GPtrArray *choose(cs_generator_engine *e)
 {
     GPtrArray *batch = g_ptr_array_new_with_free_func(request_unref);
-    uint32_t full = e->generator->full_batch;
     for (guint i = 0; i < e->requests->len; i++) {
         cs_generator_request *r = g_ptr_array_index(e->requests, i);
         if (r->ending || !e->generator->ops->ready(r->generation))
@@ -211,7 +210,7 @@ static GPtrArray *choose(cs_generator_engine *e)
         g_ptr_array_add(batch, r);
     }
     g_ptr_array_sort_with_data(batch, compare_dates, e);
-    g_ptr_array_set_size(batch, (gint)MIN(batch->len, full ? full : e->generator->max_batch));
+    g_ptr_array_set_size(batch, (gint)MIN(batch->len, e->max_batch));
     return batch;
 }
 
@@ -339,6 +338,9 @@ cs_generator_engine *cs_generator_engine_new(cs_generator *generator,
     e->generator = generator;
     e->name = g_strdup(options->name ? options->name : "generator");
     e->turn = options->turn;
+    e->max_batch = generator->full_batch ? generator->full_batch : generator->max_batch;
+    if (options->max_batch)
+        e->max_batch = MIN(e->max_batch, options->max_batch);
     e->max_requests = options->max_requests ? options->max_requests : 256;
     e->requests = g_ptr_array_new();
     e->hub = g_new0(hub, 1);

@@ -26,6 +26,7 @@ typedef struct cs_generator_request cs_generator_request;
 typedef struct {
     const char *name;      /* stands in errors and names the thread; NULL: "generator" */
     uint32_t max_requests; /* accepted and not yet done; 0: 256 */
+    uint32_t max_batch;    /* streams of a step, at most; 0: as many as are worth it */
     cs_turn *turn;         /* borrowed; NULL: the device is not shared */
 } cs_generator_engine_options;
 

@@ -20,8 +20,8 @@ MEDIA_FILES = ["stamp.png", "banner.jpg", "harbour.jpg", "bell.flac", "greeting.
 
 
 def executor(name, components, replicas=1, threads=1):
-    """An executor of a plan; components: names, or (name, role)."""
-    hosted = [{"name": c, "role": BOTH} if isinstance(c, str) else {"name": c[0], "role": c[1]} for c in components]
+    """An executor of a plan; components: names, or (name, role), or (name, role, most requests of a step)."""
+    hosted = [{"name": c, "role": BOTH} if isinstance(c, str) else dict(zip(("name", "role", "max_batch"), c)) for c in components]
     return {"name": name, "components": hosted, "node": "local", "device": "cpu", "devices_per_replica": 1,
             "replicas": replicas, "threads": threads, "kv_budget_bytes": 64 << 20}
 

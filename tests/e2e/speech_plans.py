@@ -26,7 +26,7 @@ SPEECH_PLANS = {
     "three apart": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("talker", ["talker"]), executor("vocoder", ["vocoder"])),
     "thinker, and what speaks": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("voice", ["talker", "vocoder"])),
     "language models, and the vocoder": plan(executor("models", [*ENCODERS, "thinker", "talker"]), executor("vocoder", ["vocoder"])),
-    "two vocoders": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("talker", ["talker"]), executor("vocoder", ["vocoder"], 2)),
+    "two vocoders": plan(executor("thinker", [*ENCODERS, "thinker"]), executor("talker", ["talker"]), executor("vocoder", [("vocoder", "both", 1)], 2)),
     "two of each": plan(executor("thinker", [*ENCODERS, "thinker"], 2), executor("talker", ["talker"], 2), executor("vocoder", ["vocoder"], 2)),
     "all apart, in halves": plan(executor("encoders", ENCODERS), executor("prefill", [("thinker", "prefill")]),
                                  executor("decode", [("thinker", "decode")]), executor("talker", ["talker"]), executor("vocoder", ["vocoder"])),
@@ -164,10 +164,13 @@ def compare(tap, program, name, file, requests, expected):
         found = speak_all(server, requests)
         idle = server.wait_until_idle() and wait_until_silent(server)
         deaths = server.metric("cornserve_executor_deaths_total")
+        steps, streams = (server.metric(f"cornserve_speech_{n}_total") for n in ("steps", "step_streams"))
         sanitizer = [line for line in server.log if "Sanitizer" in line or "runtime error" in line]
     wrong = [(r, e, f) for r, e, f in zip(requests, expected, found) if e != f]
     tap.check(not wrong, f"{name}: the same text and sound", f"{len(wrong)} differ; request, expected and found: {wrong[:1]}")
     tap.check(idle, f"{name}: nothing is left of them")
+    if any(c["name"] == "vocoder" and c.get("max_batch") == 1 for e in SPEECH_PLANS[name]["executors"] for c in e["components"]):
+        tap.check(0 < steps == streams, f"{name}: no step makes the sound of two", (steps, streams))
     tap.check(deaths == 0 and not sanitizer, f"{name}: no executor died", sanitizer[:5] or server.log[-20:])
 
 

@@ -10,8 +10,8 @@ enum { PER_CODE = 4, MOST_UNREAD = 64, BATCH = 3, BAD_CODE = -1, FATAL_CODE = -2
 typedef struct {
     cs_generator generator;
     gint n_open, max_batch_seen, freed;
-    /* Or NULL: what gives leave for a step, one token each; and which streams took part, by their
-     * first codes. */
+    /* Or NULL each: what gives leave for a step, one token each; and which streams took part, by
+     * their first codes. */
     GAsyncQueue *leave;
     GString *order;
 } fake;
@@ -85,7 +85,7 @@ static bool fake_step(cs_generator *generator, uint32_t n, cs_generation *const 
         int32_t code = g_array_index(g->codes, int32_t, g->n_spoken);
         float sample = (float)code;
         g_assert_true(fake_ready(g));
-        if (f->leave)
+        if (f->order)
             g_string_append_c(f->order, (char)g_array_index(g->codes, int32_t, 0));
         if (code == FATAL_CODE)
             return cs_fail(error, CS_ERROR_FAILED, "out of breath");
@@ -124,13 +124,17 @@ static fake make_fake(void)
     return (fake){.generator = {.ops = &fake_ops, .max_batch = BATCH}};
 }
 
-static cs_generator_engine *start(fake *f, uint32_t max_requests)
+static cs_generator_engine *start_with(fake *f, const cs_generator_engine_options *options)
 {
     g_autoptr(GError) error = NULL;
-    cs_generator_engine *e = cs_generator_engine_new(
-        &f->generator, &(cs_generator_engine_options){.max_requests = max_requests}, &error);
+    cs_generator_engine *e = cs_generator_engine_new(&f->generator, options, &error);
     g_assert_no_error(error);
     return e;
+}
+
+static cs_generator_engine *start(fake *f, uint32_t max_requests)
+{
+    return start_with(f, &(cs_generator_engine_options){.max_requests = max_requests});
 }
 
 typedef struct {
@@ -209,11 +213,13 @@ static void check_samples(const listener *l, int32_t first, guint n_codes)
                           (float)(first + (int32_t)(i / PER_CODE)));
 }
 
-static void test_streams(void)
+/* Steps have `most` streams when there are as many. */
+static void speak_many(uint32_t max_batch, gint most)
 {
     enum { N = 7, CODES = 40 };
     fake f = make_fake();
-    cs_generator_engine *e = start(&f, 0);
+    f.leave = g_async_queue_new();
+    cs_generator_engine *e = start_with(&f, &(cs_generator_engine_options){.max_batch = max_batch});
     listener l[N];
     cs_generator_request *r[N];
     for (int i = 0; i < N; i++)
@@ -223,6 +229,8 @@ static void test_streams(void)
             int32_t code = 100 * i + c;
             cs_generator_request_push(r[i], 1, &code, c == CODES - 1);
         }
+    for (int i = 0; i < N * CODES; i++)
+        g_async_queue_push(f.leave, &f);
     for (int i = 0; i < N; i++) {
         await(&l[i], 0);
         check_samples(&l[i], 100 * i, CODES);
@@ -235,8 +243,17 @@ static void test_streams(void)
     g_assert_cmpuint(stats.samples, ==, N * CODES * PER_CODE);
     g_assert_cmpuint(stats.step_streams, ==, N * CODES);
     cs_generator_engine_free(e);
-    g_assert_cmpint(f.max_batch_seen, <=, BATCH);
+    g_assert_cmpint(f.max_batch_seen, ==, most);
     g_assert_cmpint(f.freed, ==, 1);
+    g_async_queue_unref(f.leave);
+}
+
+static void test_streams(void)
+{
+    speak_many(0, BATCH);
+    speak_many(1, 1);
+    speak_many(2, 2);
+    speak_many(BATCH + 1, BATCH);
 }
 
 /* A stream that takes another's place: what came before counts against the credit. */

@@ -311,7 +311,7 @@ static bool start_talker(model *m, const configuration *c, char **components, GE
     return m->talker != NULL;
 }
 
-static bool start_vocoder(model *m, const configuration *c, GError **error)
+static bool start_vocoder(model *m, const configuration *c, char **components, GError **error)
 {
     cs_token2wav *token2wav =
         m->checkpoint->speech ? g_steal_pointer(&m->checkpoint->speech->token2wav) : NULL;
@@ -319,11 +319,12 @@ static bool start_vocoder(model *m, const configuration *c, GError **error)
         return true;
     cs_generator *generator = cs_token2wav_generator(token2wav);
     m->samples_per_code = generator->samples_per_code;
-    m->vocoder = cs_generator_engine_new(
-        generator,
-        &(cs_generator_engine_options){
-            .name = "vocoder", .max_requests = c->max_queued, .turn = m->turn},
-        error);
+    const cs_generator_engine_options options = {
+        .name = "vocoder",
+        .max_requests = c->max_queued,
+        .max_batch = batch_of(cs_executor_get_share(m->host), components, "vocoder"),
+        .turn = m->turn};
+    m->vocoder = cs_generator_engine_new(generator, &options, error);
     return m->vocoder != NULL;
 }
 
@@ -410,7 +411,7 @@ static void *model_open(cs_executor *host, const json_t *config, char **componen
     pthread_mutex_init(&m->lock, NULL);
     if (load_components(m, &c, components, error) && check_speech(m, components, error) &&
         start_thinker(m, &c, components, error) && start_talker(m, &c, components, error) &&
-        start_vocoder(m, &c, error) && start_encoders(m, error))
+        start_vocoder(m, &c, components, error) && start_encoders(m, error))
         return m;
     model_close(m);
     return NULL;
