@@ -26,7 +26,7 @@ enum {
     SEED = 1,
     MAX_USERS = 64,
     MAX_REPEAT = 16,
-    FIRST_CODES = 36, /* of the first chunk: a block of 12 and two behind it */
+    FIRST_CODES = 24, /* of the first chunk: a block of 12 and one behind it */
 };
 
 static struct {

@@ -14,6 +14,7 @@ static cs_token2wav *token2wav;
 static cs_parameters *parameters;
 static cs_compute *compute;
 static cs_checkpoint *checkpoint;
+static cs_qwen2_5_omni_config config;
 
 static cs_token2wav_stream *open_stream(const char *voice, const cs_token2wav_options *options)
 {
@@ -99,6 +100,17 @@ static void test_bar_bites(void)
     g_assert_cmpfloat(difference(narrow, whole), >, GOLDEN_BAR);
     g_autoptr(GArray) other = speak(&(cs_token2wav_options){.seed = 6, .whole = true}, N, N);
     g_assert_cmpfloat(difference(other, whole), >, 100 * GOLDEN_BAR);
+}
+
+/* So many codes make a first window, and one fewer none. */
+static void test_first_codes(void)
+{
+    g_autoptr(cs_token2wav_stream) s = open_stream("Ethan", &(cs_token2wav_options){.seed = 5});
+    uint32_t n = cs_token2wav_first_codes(&config);
+    push(s, n - 1, codes, false);
+    g_assert_false(cs_token2wav_stream_ready(s));
+    push(s, 1, codes, false);
+    g_assert_true(cs_token2wav_stream_ready(s));
 }
 
 /* The arrival of codes and the company of others change no bit. */
@@ -210,7 +222,6 @@ int main(int argc, char **argv)
     g_assert_no_error(error);
     checkpoint = cs_checkpoint_open(dir, &error);
     g_assert_no_error(error);
-    cs_qwen2_5_omni_config config;
     cs_qwen2_5_omni_config_read(&config, cs_checkpoint_config(checkpoint), "config.json", &error);
     g_assert_no_error(error);
     parameters = cs_parameters_new(compute);
@@ -220,6 +231,7 @@ int main(int argc, char **argv)
     g_assert_no_error(error);
     g_test_add_func("/token2wav/chunks", test_chunks);
     g_test_add_func("/token2wav/bar_bites", test_bar_bites);
+    g_test_add_func("/token2wav/first-codes", test_first_codes);
     g_test_add_func("/token2wav/company", test_company);
     g_test_add_func("/token2wav/begun_again", test_begun_again);
     g_test_add_func("/token2wav/rest", test_rest);

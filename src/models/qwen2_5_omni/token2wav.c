@@ -6,7 +6,13 @@
 #include <string.h>
 
 /* Two streams are some 300 rows of a product, which keep a CPU's units busy. */
-enum { MAX_STREAMS = 256, FULL_STREAMS = 2, FIRST_CHUNK_BLOCKS = 1, BLOCKS_AFTER = 2 };
+enum {
+    MAX_STREAMS = 256,
+    FULL_STREAMS = 2,
+    FIRST_CHUNK_BLOCKS = 1,
+    EARLY_BLOCKS_AFTER = 1,
+    BLOCKS_AFTER = 2
+};
 
 struct cs_token2wav {
     cs_generator generator;
@@ -116,6 +122,7 @@ static float *make_noise(uint64_t seed, int64_t first, int64_t n, int64_t n_mels
 static void set_defaults(cs_token2wav_options *o)
 {
     o->first_chunk_blocks = o->first_chunk_blocks ? o->first_chunk_blocks : FIRST_CHUNK_BLOCKS;
+    o->early_blocks_after = o->early_blocks_after ? o->early_blocks_after : EARLY_BLOCKS_AFTER;
     o->chunk_blocks = o->chunk_blocks ? o->chunk_blocks : 4;
     o->blocks_before = o->blocks_before ? o->blocks_before : 3;
     o->blocks_after = o->blocks_after ? o->blocks_after : BLOCKS_AFTER;
@@ -140,7 +147,7 @@ static int64_t block_codes(const cs_token2wav *t)
 
 uint32_t cs_token2wav_first_codes(const cs_qwen2_5_omni_config *config)
 {
-    return (uint32_t)((FIRST_CHUNK_BLOCKS + BLOCKS_AFTER) * codes_of_block(&config->dit));
+    return (uint32_t)((FIRST_CHUNK_BLOCKS + EARLY_BLOCKS_AFTER) * codes_of_block(&config->dit));
 }
 
 cs_token2wav_stream *cs_token2wav_stream_new(cs_token2wav *t, const char *voice,
@@ -177,24 +184,29 @@ void cs_token2wav_stream_free(cs_token2wav_stream *stream)
     g_free(stream);
 }
 
-/* Codes that the window of the present chunk ends with, out of those that have come. */
+/* Codes that the window of the present chunk ends with, however many have come. */
+static int64_t wanted_end(const cs_token2wav_stream *s)
+{
+    int64_t block = block_codes(s->owner);
+    bool early = s->end_code - s->first_code < s->options.chunk_blocks * block;
+    return s->end_code + (early ? s->options.early_blocks_after : s->options.blocks_after) * block;
+}
+
 static int64_t window_end(const cs_token2wav_stream *s)
 {
-    int64_t end = s->end_code + s->options.blocks_after * block_codes(s->owner);
-    return MIN(end, (int64_t)s->codes->len);
+    return MIN(wanted_end(s), (int64_t)s->codes->len);
 }
 
 static bool enough_codes(const cs_token2wav_stream *s)
 {
-    int64_t wanted = s->end_code + s->options.blocks_after * block_codes(s->owner);
-    return s->closed || (!s->options.whole && s->codes->len >= wanted);
+    return s->closed || (!s->options.whole && s->codes->len >= wanted_end(s));
 }
 
-/* Chunks grow from the first: what has been heard so far lasts while the next is made. */
+/* A chunk is as long as all before it: what has been heard so far lasts while it is made. */
 static void next_chunk(cs_token2wav_stream *s, int64_t end)
 {
     int64_t most = s->options.chunk_blocks * block_codes(s->owner);
-    s->end_code = end + MIN(most, 2 * (s->end_code - s->first_code));
+    s->end_code = end + MIN(most, end);
     s->first_code = end;
 }
 

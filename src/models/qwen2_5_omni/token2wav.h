@@ -41,9 +41,10 @@ uint32_t cs_token2wav_first_codes(const cs_qwen2_5_omni_config *config);
 typedef struct {
     uint64_t seed;
     uint32_t first_chunk_blocks; /* 0: 1, for an early first sound */
-    uint32_t chunk_blocks;       /* 0: 4; chunks double up to that */
+    uint32_t chunk_blocks;       /* 0: 4; a chunk is as long as all before it, up to that */
     uint32_t blocks_before;      /* 0: 3 */
     uint32_t blocks_after;       /* 0: 2 */
+    uint32_t early_blocks_after; /* of chunks that are shorter than chunk_blocks; 0: 1 */
     uint32_t max_codes;          /* 0: 4096 */
     bool whole;                  /* one window over all codes, as the reference does */
     /* Unread samples at which a stream rests (a slow client); 0: 10 seconds. */
