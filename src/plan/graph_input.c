@@ -69,7 +69,8 @@ static void read_component(cs_json_reader *r, cs_plan_graph *graph)
     cs_graph_component c = {0};
     cs_json_only(r, (const char *const[]){"name", "kind", "weights_bytes", "activation_bytes",
                                           "kv_bytes_per_token", "split", "units", "output_units",
-                                          "weight", "output", "first_piece", "piece", NULL});
+                                          "weight", "output", "first_piece", "piece", "piece_extra",
+                                          NULL});
     const char *name = cs_json_string(r, "name"), *kind = cs_json_string(r, "kind");
     if (name[0] == '\0' || strchr(name, ':') || strlen(name) > 64)
         cs_json_fault(r, "name", "expected 1 to 64 bytes without a colon");
@@ -90,6 +91,7 @@ static void read_component(cs_json_reader *r, cs_plan_graph *graph)
     cs_size_formula_read(r, "output_units", llm ? NAN : 0, &c.output_units);
     cs_size_formula_read(r, "weight", 1, &c.weight);
     c.piece = cs_json_number_or(r, "piece", 1, 1e6, 1);
+    c.piece_extra = cs_json_number_or(r, "piece_extra", 0, 1e6, 0);
     c.first_piece = cs_json_number_or(r, "first_piece", 1, c.piece, c.piece);
     const char *output = cs_json_string_or(r, "output", "");
     if (c.kind != CS_COMPONENT_GENERATOR && cs_json_has(r, "piece"))

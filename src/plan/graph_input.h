@@ -26,8 +26,9 @@ typedef struct {
     cs_size_formula output_units; /* LLM: tokens generated */
     cs_size_formula weight;       /* generator: cost of a step relative to the profile's; 1 */
     /* Generator: units that it makes, and gives away, together: the first piece, and the largest;
-     * each may be twice the one before. 1: one by one. */
-    double first_piece, piece;
+     * each may be twice the one before. 1: one by one. A piece is as much work as its units and
+     * so many more. */
+    double first_piece, piece, piece_extra;
     char *output; /* "text", "audio", "image": what leaves to the user, or NULL */
 } cs_graph_component;
 

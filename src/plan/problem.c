@@ -34,6 +34,7 @@ static void add_stage(cs_problem *p, size_t component, cs_plan_role role, cs_sta
     s->units = role == CS_ROLE_DECODE ? c->output_units : c->units;
     s->weight = c->weight;
     s->piece = (guint32)MAX(c->piece, 1);
+    s->piece_extra = (guint32)lround(c->piece_extra);
     s->first_piece = (guint32)CLAMP(c->first_piece, 1, s->piece);
     if (c->kind == CS_COMPONENT_LLM) {
         s->prompt_units = c->units;
@@ -104,6 +105,24 @@ static bool make_edges(cs_problem *p, GError **error)
     return true;
 }
 
+static double generator_steps(const cs_stage *stage, double units)
+{
+    double steps = 0, piece = stage->first_piece;
+    for (; units > 0 && piece < stage->piece; piece = MIN(2 * piece, stage->piece)) {
+        steps += MIN(piece, units) + stage->piece_extra;
+        units -= piece;
+    }
+    return units > 0 ? steps + units + ceil(units / piece) * stage->piece_extra : steps;
+}
+
+double cs_stage_steps(const cs_stage *stage, double units)
+{
+    double steps = stage->role == CS_ROLE_DECODE ? units - 1
+                   : stage->piece > 1            ? generator_steps(stage, units)
+                                                 : units;
+    return MAX(steps, 1);
+}
+
 static void make_types(cs_problem *p)
 {
     const cs_workload *w = p->workload;
@@ -119,6 +138,8 @@ static void make_types(cs_problem *p)
             if (w->types[t].components >> p->stages[s].component & 1)
                 type->stages |= 1u << s;
             type->units[s] = cs_size_formula_value(&p->stages[s].units, w->types[t].mean_sizes);
+            if (p->stages[s].piece > 1 && type->units[s] > 0)
+                type->units[s] = cs_stage_steps(&p->stages[s], type->units[s]);
             type->weight[s] = cs_size_formula_value(&p->stages[s].weight, w->types[t].mean_sizes);
         }
         for (size_t e = 0; e < p->n_edges; e++)

@@ -35,9 +35,9 @@ typedef struct {
     cs_size_formula units, weight;
     cs_size_formula prompt_units; /* of the LLM this is half of; 0 otherwise */
     double kv_bytes_per_token;
-    guint32 first_piece, piece; /* as of graph_input.h */
-    int twin;                   /* the other half of an LLM, -1 if none */
-    bool inseparable;           /* from its twin */
+    guint32 first_piece, piece, piece_extra; /* as of graph_input.h */
+    int twin;                                /* the other half of an LLM, -1 if none */
+    bool inseparable;                        /* from its twin */
 } cs_stage;
 
 typedef struct {
@@ -100,6 +100,10 @@ cs_problem *cs_problem_new(const cs_plan_graph *graph, const cs_cluster *cluster
                            const cs_problem_options *options, GError **error);
 void cs_problem_free(cs_problem *problem);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(cs_problem, cs_problem_free)
+
+/* Steps that so many units of an iterating stage take: a token fewer for decode, whose first comes
+ * of the prompt; what each piece costs beyond its units, for a generator. At least 1. */
+double cs_stage_steps(const cs_stage *stage, double units);
 
 /* Why no executor type hosts exactly these stages: a sentence that names them and what is missing
  * (permission to share, profiles, a wide node, memory). g_free. */

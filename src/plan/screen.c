@@ -201,8 +201,7 @@ static double stage_seconds(const cs_problem *p, size_t e, size_t s, const sampl
 {
     const cs_exec_stage *stage = &p->execs[e].stages[s];
     if (p->stages[s].kind == CS_STAGE_ITERATE)
-        return MAX(1, ceil(x->units[s]) - (p->stages[s].role == CS_ROLE_DECODE)) * st->step_s[s] *
-               st->stretch;
+        return ceil(cs_stage_steps(&p->stages[s], ceil(x->units[s]))) * st->step_s[s] * st->stretch;
     double steps = stage->profile->chunk_units > 0
                        ? MAX(1, ceil(x->units[s] / stage->profile->chunk_units))
                        : 1;
@@ -212,7 +211,7 @@ static double stage_seconds(const cs_problem *p, size_t e, size_t s, const sampl
 /* Of all its units, those that come first together. */
 static double first_part(const cs_stage *stage, double units)
 {
-    return MIN(1, stage->first_piece / MAX(1, units));
+    return MIN(1, (stage->first_piece + stage->piece_extra) / cs_stage_steps(stage, units));
 }
 
 /* Of the units of a producer that streams, those that the consumer begins with. */

@@ -241,15 +241,16 @@ static void adapt_mixed_work(sim_stage *stage, const cs_profile *profile, double
     stage->mixed_work = MAX(work, SIM_MIXED_MIN);
 }
 
-/* The end of the piece that begins at or contains unit `done`. */
+/* The end of the piece that begins at or contains iteration `done`. */
 static guint32 piece_end(const sim_stage_info *info, guint32 done)
 {
-    guint32 piece = info->first_piece, end = piece;
+    guint32 piece = info->first_piece, end = piece + info->piece_extra;
     while (end <= done && piece < info->piece) {
         piece = MIN(info->piece, 2 * piece);
-        end += piece;
+        end += piece + info->piece_extra;
     }
-    return end > done ? end : end + (done - end) / piece * piece + piece;
+    guint32 whole = piece + info->piece_extra;
+    return end > done ? end : end + (done - end) / whole * whole + whole;
 }
 
 /* The iteration, counted by the stage, at which something happens to the job next. */
@@ -401,13 +402,15 @@ static void job_ready(sim *s, guint32 id)
     round_cut(s, job->server);
 }
 
-/* Units in the pieces that are complete with `available`. */
-static guint32 whole_pieces(const sim_stage_info *info, guint32 available)
+/* Iterations of the pieces that are whole with so many units. */
+static guint32 whole_pieces(const sim_stage_info *info, guint32 units)
 {
-    guint32 whole = 0;
-    for (guint32 end; (end = piece_end(info, whole)) <= available;)
-        whole = end;
-    return whole;
+    guint32 iterations = 0, piece = info->first_piece;
+    for (guint32 end = piece; end <= units; end += piece) {
+        iterations += piece + info->piece_extra;
+        piece = MIN(info->piece, 2 * piece);
+    }
+    return iterations;
 }
 
 /* How many units a streaming consumer may do with what has arrived. */
@@ -415,7 +418,7 @@ static void update_available(sim *s, guint32 slot, int stage)
 {
     sim_job *job = job_at(s, slot * s->n_stages + (guint32)stage);
     const sim_stage_info *info = &s->info[stage];
-    job->available = job->total;
+    guint32 available = job->units;
     for (int i = 0; i < info->n_gates; i++) {
         int a = info->gates[i];
         const cs_stage_edge *edge = &s->p->edges[a];
@@ -424,11 +427,12 @@ static void update_available(sim *s, guint32 slot, int stage)
             continue;
         double share = (double)got / edge->chunks;
         guint32 made = job_at(s, slot * s->n_stages + (guint32)edge->from)->total;
-        double units = edge->ahead < 0 ? share * job->total : share * made - edge->ahead;
-        job->available = MIN(job->available, (guint32)MAX(units, 0));
+        double units = edge->ahead < 0 ? share * job->units : share * made - edge->ahead;
+        available = MIN(available, (guint32)MAX(units, 0));
     }
-    if (job->available < job->total && info->piece > 1)
-        job->available = whole_pieces(info, job->available);
+    job->available = available == job->units ? job->total
+                     : info->piece > 1       ? whole_pieces(info, available)
+                                             : available;
 }
 
 /* A chunk (or the whole) of edge a has reached the consumer. */
@@ -751,10 +755,13 @@ static void init_job(sim *s, guint32 slot, int stage, const cs_layout_route *rou
     sim_server *server = &s->servers[job->server];
     const cs_exec_stage *x = &server->exec->stages[stage];
     double units = cs_size_formula_value(&p->stages[stage].units, sizes);
-    if (p->stages[stage].role == CS_ROLE_DECODE)
-        units -= 1; /* the first comes of the prompt */
     bool iterates = info->kind == CS_STAGE_ITERATE;
-    job->total = iterates ? (guint32)CLAMP(ceil(units - 1e-9), 1, 1e9) : 1;
+    job->total = job->units = 1;
+    if (iterates) {
+        units = CLAMP(ceil(units - 1e-9), 1, 1e9);
+        job->total = (guint32)MIN(cs_stage_steps(&p->stages[stage], units), 2e9);
+        job->units = info->piece > 1 ? (guint32)units : job->total;
+    }
     double noise = scatter(s, x->profile, job->total);
     job->cost = (float)(noise * (iterates ? cs_size_formula_value(&p->stages[stage].weight, sizes)
                                           : units));

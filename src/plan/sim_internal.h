@@ -24,6 +24,7 @@ typedef struct {
 /* One stage of one request. */
 typedef struct {
     guint32 server;
+    guint32 units;                  /* of which its iterations are */
     guint32 total, done, available; /* iterations; total 1 for stages that do not iterate */
     guint32 base, target;           /* in the stage's iteration count */
     guint32 chunks_sent;
@@ -79,7 +80,7 @@ typedef struct {
 typedef struct {
     cs_stage_kind kind;
     guint8 output;
-    guint32 first_piece, piece;
+    guint32 first_piece, piece, piece_extra;
     int out[CS_PLAN_MAX_EDGES], n_out;     /* edges that leave the stage */
     int gates[CS_PLAN_MAX_EDGES], n_gates; /* streamed edges that bound its progress */
 } sim_stage_info;

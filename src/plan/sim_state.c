@@ -26,6 +26,7 @@ static void init_info(sim *s)
         s->info[k].output = output_kind(p->graph->components[p->stages[k].component].output);
         s->info[k].first_piece = p->stages[k].first_piece;
         s->info[k].piece = p->stages[k].piece;
+        s->info[k].piece_extra = p->stages[k].piece_extra;
     }
     for (size_t a = 0; a < p->n_edges; a++) {
         const cs_stage_edge *edge = &p->edges[a];

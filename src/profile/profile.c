@@ -360,6 +360,8 @@ static void set_pieces(const cs_profiler_stream *stream, json_t *component)
         return;
     json_object_set_new(component, "first_piece", json_real(stream->first_piece));
     json_object_set_new(component, "piece", json_real(stream->piece));
+    if (stream->piece_extra > 0)
+        json_object_set_new(component, "piece_extra", json_real(stream->piece_extra));
 }
 
 /* Of an edge that streams to the component. */

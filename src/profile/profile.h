@@ -77,6 +77,7 @@ typedef struct {
     double ahead;              /* units that must have come beyond those it makes next */
     double first_piece, piece; /* units it makes, and gives away, together: at first, and in the end
                                   (each piece is up to twice the one before) */
+    double piece_extra;        /* units of work in each piece beyond its own */
 } cs_profiler_stream;
 
 typedef struct {

@@ -32,6 +32,8 @@ def check_profiles(tap, profiles):
     mean = {w: sum(s["seconds"] for s in prefill if s["work"] == w) / sum(s["work"] == w for s in prefill)
             for w in {s["work"] for s in prefill}}
     tap.check(mean[max(mean)] > mean[min(mean)], "a long prompt takes longer than a short one", mean)
+    turns = {p["component"]: p.get("turns", 1) for p in profiles}
+    tap.check(turns["image_encoder"] > 1 == turns["vocoder"], "encoders have turns", turns)
     streams = {s["work"] for p in profiles if p["component"] == "vocoder" for s in p["samples"]}
     tap.check(len(streams) > 1, "the vocoder is measured with several streams at once", streams)
 
@@ -40,6 +42,9 @@ def check_graph(tap, graph):
     components = {c["name"]: c for c in graph["components"]}
     tap.check(all(c["weights_bytes"] > 0 for c in components.values()), "all weights are measured", components)
     tap.check(components["talker"]["kv_bytes_per_token"] > 0, "so is the talker's cache", components["talker"])
+    vocoder, ahead = components["vocoder"], {e["to"]: e.get("ahead") for e in graph["edges"]}
+    tap.check(1 <= vocoder["first_piece"] < vocoder["piece"], "the vocoder's pieces grow", vocoder)
+    tap.check(ahead["vocoder"] > ahead["talker"] == 1 and ahead["thinker"] is None, "what looks ahead is known", ahead)
 
 
 def check_served(tap, server):

@@ -333,7 +333,8 @@ static void test_mixed_steps(void)
     model_clear(&m);
 }
 
-/* A generator that makes pieces of 4 and then 8 units, and looks 2 units ahead; times by hand. */
+/* A generator that makes pieces of 4 and then 8 units, looks 2 units ahead, and works as long for a
+ * piece as for one unit more; times by hand. */
 static void test_pieces(void)
 {
     model m;
@@ -341,7 +342,8 @@ static void test_pieces(void)
                "{'version':1,'name':'s','components':[{'name':'llm','kind':'llm','weights_bytes':"
                "10,'units':{'text_in_tokens':1},'output_units':{'text_out_tokens':1}},{'name':"
                "'voc','kind':'generator','weights_bytes':10,'units':{'text_out_tokens':1},"
-               "'first_piece':4,'piece':8,'output':'audio'}],'edges':[{'from':'llm','to':'voc',"
+               "'first_piece':4,'piece':8,'piece_extra':1,'output':'audio'}],'edges':[{'from':'llm'"
+               ",'to':'voc',"
                "'chunks':39,'ahead':2}],'request_types':[{'name':'t','components':['llm','voc']}]}",
                two_nodes, speech_profiles,
                "{'version':1,'arrivals':{'process':'uniform'},'types':[{'name':'t','rate_rps':0.01,"
@@ -349,11 +351,11 @@ static void test_pieces(void)
     route_all(&m, (const char *const[]){"llm", "llm", "voc"}, (int[]){0, 0, 1}, (int[]){1, 1, 1});
     cs_sim_result r = run(&m, 20, CS_DISPATCH_LEAST_REQUESTS);
     /* Steps of 0.1 s after a prompt of 1.5 s, 0.375 s to the other node, 0.05 s a unit there. The
-     * first piece needs 6 steps; the last but one, units 28 to 36, needs 38 and takes 0.4 s, in
+     * first piece needs 6 steps; the last but one, units 28 to 36, needs 38 and takes 0.45 s, in
      * which the last step is made, and with it the last four units can be. */
     g_assert_cmpfloat_with_epsilon(cs_sim_percentile(r.types[0].first_s, r.types[0].requests, 0.5),
-                                   1.5 + 0.6 + 0.375 + 4 * 0.05, 1e-5);
-    g_assert_cmpfloat_with_epsilon(r.types[0].mean_s, 1.5 + 3.8 + 0.375 + 8 * 0.05 + 4 * 0.05,
+                                   1.5 + 0.6 + 0.375 + 5 * 0.05, 1e-5);
+    g_assert_cmpfloat_with_epsilon(r.types[0].mean_s, 1.5 + 3.8 + 0.375 + 9 * 0.05 + 5 * 0.05,
                                    1e-5);
     cs_sim_result_clear(&r);
     model_clear(&m);
