@@ -323,11 +323,19 @@ static void check_health(executor *x, int64_t now_us)
 void agent_tick(cs_runtime *rt)
 {
     int64_t now_us = cs_now_us();
+    /* When this process was stopped (a suspended machine), the others were too, or their answers
+     * lie unread: their time begins anew. */
+    int64_t usual_us = MAX(rt->options.watchdog_us / 2, 4 * rt->options.ping_us);
+    bool was_away = rt->ticked_us && now_us - rt->ticked_us > usual_us;
+    rt->ticked_us = now_us;
     rt->pings++;
     for (guint i = 0; i < rt->deployments->len; i++) {
         deployment *d = rt->deployments->pdata[i];
-        for (guint k = 0; k < d->executors->len; k++)
-            check_health(d->executors->pdata[k], now_us);
+        for (guint k = 0; k < d->executors->len; k++) {
+            executor *x = d->executors->pdata[k];
+            x->answered_us = was_away ? now_us : x->answered_us;
+            check_health(x, now_us);
+        }
     }
 }
 

@@ -53,6 +53,7 @@ static void free_app(app *a)
     g_free(a);
 }
 
+/* With the lock of the apps held. */
 static void leave_app(app *a)
 {
     if (--a->requests == 0 && a->removed)
@@ -100,7 +101,9 @@ static void finish(cs_runtime_request *r, GError *error)
     g_clear_error(&error);
     g_ptr_array_set_size(r->calls, 0); /* they borrow the run's recordings */
     cs_app_run_free(g_steal_pointer(&r->run));
+    g_mutex_lock(&rt->apps_lock);
     leave_app(r->app);
+    g_mutex_unlock(&rt->apps_lock);
     g_ptr_array_remove(rt->dirty, r);
     g_ptr_array_remove_fast(rt->active, r);
     atomic_fetch_sub(&rt->n_requests, 1);
@@ -270,18 +273,21 @@ static void start_request(void *user)
 
 typedef struct {
     const char *name;
-    app *found;
     cs_tasks *tasks;
     bool ok;
     GError **error;
 } app_arguments;
 
-static void enter_app(cs_runtime *rt, void *user)
+/* NULL: there is none of that name. Does not wait for the runtime's thread, which may be waiting in
+ * a sink for somebody who submits. */
+static app *enter_app(cs_runtime *rt, const char *name)
 {
-    app_arguments *a = user;
-    a->found = g_hash_table_lookup(rt->apps, a->name);
-    if (a->found)
-        a->found->requests++;
+    g_mutex_lock(&rt->apps_lock);
+    app *found = g_hash_table_lookup(rt->apps, name);
+    if (found)
+        found->requests++;
+    g_mutex_unlock(&rt->apps_lock);
+    return found;
 }
 
 static void clear_attachment(void *item)
@@ -323,16 +329,15 @@ cs_runtime_request *cs_runtime_submit_with(cs_runtime *rt, const char *name, con
                 rt->options.max_requests);
         return NULL;
     }
-    app_arguments a = {.name = name};
-    sync_on_loop(rt, enter_app, &a);
-    if (!a.found) {
+    app *found = enter_app(rt, name);
+    if (!found) {
         atomic_fetch_sub(&rt->n_requests, 1);
         cs_fail(error, CS_ERROR_NOT_FOUND, "there is no app %s", name);
         return NULL;
     }
     cs_runtime_request *r = g_new0(cs_runtime_request, 1);
     *r = (cs_runtime_request){.runtime = rt,
-                              .app = a.found,
+                              .app = found,
                               .input = json_deep_copy(request),
                               .attachments =
                                   copy_attachments(options->n_attachments, options->attachments),
@@ -391,42 +396,37 @@ void cs_runtime_request_release(cs_runtime_request *r)
 
 /* --- apps --- */
 
-static void add_app(cs_runtime *rt, void *user)
-{
-    app_arguments *a = user;
-    if (g_hash_table_contains(rt->apps, a->name)) {
-        a->ok = cs_fail(a->error, CS_ERROR_CONFLICT, "there is an app %s", a->name);
-        return;
-    }
-    app *fresh = g_new0(app, 1);
-    fresh->name = g_strdup(a->name);
-    fresh->tasks = a->tasks;
-    g_hash_table_insert(rt->apps, fresh->name, fresh);
-    a->ok = true;
-}
-
 bool cs_runtime_add_app(cs_runtime *rt, const char *name, cs_tasks *tasks, GError **error)
 {
-    app_arguments a = {.name = name, .tasks = tasks, .error = error};
-    sync_on_loop(rt, add_app, &a);
-    if (!a.ok)
-        cs_tasks_free(tasks);
-    return a.ok;
+    g_mutex_lock(&rt->apps_lock);
+    bool is_new = !g_hash_table_contains(rt->apps, name);
+    if (is_new) {
+        app *fresh = g_new0(app, 1);
+        fresh->name = g_strdup(name);
+        fresh->tasks = tasks;
+        g_hash_table_insert(rt->apps, fresh->name, fresh);
+    }
+    g_mutex_unlock(&rt->apps_lock);
+    if (is_new)
+        return true;
+    cs_tasks_free(tasks);
+    return cs_fail(error, CS_ERROR_CONFLICT, "there is an app %s", name);
 }
 
+/* On the runtime's thread, which uses the tasks of apps. */
 static void remove_app(cs_runtime *rt, void *user)
 {
     app_arguments *a = user;
+    g_mutex_lock(&rt->apps_lock);
     app *found = g_hash_table_lookup(rt->apps, a->name);
-    if (!found) {
-        a->ok = cs_fail(a->error, CS_ERROR_NOT_FOUND, "there is no app %s", a->name);
-        return;
+    if (found) {
+        g_hash_table_remove(rt->apps, found->name);
+        found->removed = true;
+        found->requests++;
+        leave_app(found);
     }
-    g_hash_table_remove(rt->apps, found->name);
-    found->removed = true;
-    found->requests++;
-    leave_app(found);
-    a->ok = true;
+    g_mutex_unlock(&rt->apps_lock);
+    a->ok = found || cs_fail(a->error, CS_ERROR_NOT_FOUND, "there is no app %s", a->name);
 }
 
 bool cs_runtime_remove_app(cs_runtime *rt, const char *name, GError **error)
@@ -612,9 +612,11 @@ static void make_status(cs_runtime *rt, void *user)
         for (guint k = 0; k < d->executors->len; k++)
             json_array_append_new(executors, agent_status(d->executors->pdata[k]));
     }
+    g_mutex_lock(&rt->apps_lock);
     g_hash_table_iter_init(&iter, rt->apps);
     while (g_hash_table_iter_next(&iter, &name, NULL))
         json_array_append_new(apps, json_string(name));
+    g_mutex_unlock(&rt->apps_lock);
     const runtime_counters *c = &rt->counters;
     json_t *requests =
         json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I}", "active", (int)rt->active->len,
@@ -687,6 +689,7 @@ cs_runtime *cs_runtime_new(const cs_runtime_options *options, GError **error)
     rt->options = with_defaults(options ? *options : (cs_runtime_options){0});
     rt->options.program = g_steal_pointer(&program);
     rt->deployments = g_ptr_array_new_with_free_func(free_deployment);
+    g_mutex_init(&rt->apps_lock);
     rt->apps = g_hash_table_new(g_str_hash, g_str_equal);
     rt->active = g_ptr_array_new();
     rt->parked = g_ptr_array_new();
@@ -762,6 +765,7 @@ void cs_runtime_free(cs_runtime *rt, int64_t drain_us)
     g_ptr_array_unref(rt->deployments); /* kills what is left */
     g_hash_table_foreach(rt->apps, free_app_value, NULL);
     g_hash_table_unref(rt->apps);
+    g_mutex_clear(&rt->apps_lock);
     g_ptr_array_unref(rt->active);
     g_ptr_array_unref(rt->parked);
     g_ptr_array_unref(rt->dirty);

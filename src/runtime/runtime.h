@@ -14,8 +14,8 @@
  * attempts_max the call fails with CS_ERROR_EXECUTOR_LOST. Executors that end are restarted with
  * back-off.
  *
- * Threads: all functions may be called from any thread but the sink's. Sink calls come from the
- * runtime's thread, must not block, and end with exactly one on_done.
+ * Threads: all functions may be called from any thread, from a sink's only those on requests. Sink
+ * calls come from the runtime's thread, must not block, and end with exactly one on_done.
  */
 #ifndef CS_RUNTIME_RUNTIME_H
 #define CS_RUNTIME_RUNTIME_H

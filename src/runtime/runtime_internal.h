@@ -1,5 +1,6 @@
 /* Shared by agent.c (executors as processes), dispatch.c (calls over executors), runtime.c
- * (requests, apps, the thread). Everything here belongs to the runtime's thread. */
+ * (requests, apps, the thread). Everything here belongs to the runtime's thread, unless it
+ * says otherwise. */
 #ifndef CS_RUNTIME_RUNTIME_INTERNAL_H
 #define CS_RUNTIME_RUNTIME_INTERNAL_H
 
@@ -110,12 +111,14 @@ struct cs_runtime {
     GThread *thread;
     cs_sidecar *sidecar;
     GPtrArray *deployments;
+    GMutex apps_lock;     /* the next, and counts in its apps */
     GHashTable *apps;     /* name -> app * */
     GPtrArray *active;    /* cs_runtime_request * */
     GHashTable *attempts; /* uint64_t * -> call * */
     GPtrArray *parked;    /* call * */
     GPtrArray *dirty;     /* cs_runtime_request * whose run has data */
     uint64_t last_attempt, pings;
+    int64_t ticked_us; /* when executors were looked after last */
     cs_timer *tick;
     runtime_counters counters;
     atomic_uint n_requests;

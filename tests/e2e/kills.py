@@ -16,29 +16,7 @@ import threading
 import time
 
 from plans import Plans, ask_all, golden_mix
-from serving import Server, Tap
-
-LEAVES = 0.25
-
-
-def children(pid):
-    """Processes below pid: {pid: command line}."""
-    parents, names = {}, {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-            parents[int(entry.name)] = int(stat.rsplit(")", 1)[1].split()[1])
-            names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        except (OSError, ValueError):
-            continue
-    found, frontier = {}, [pid]
-    while frontier:
-        frontier = [child for child, parent in parents.items() if parent in frontier and child not in found]
-        found |= {child: names[child] for child in frontier if names[child]}
-    return found
-
+from serving import Clients, Server, Tap, children
 
 class Killer(threading.Thread):
     """Kills a child of the server now and then, when all executors take work."""
@@ -66,78 +44,56 @@ class Killer(threading.Thread):
         self.join()
 
 
+class Answer:
+    """What has come of a chat: the text of each choice, how it ended, and the longest time between two events."""
+
+    def __init__(self):
+        self.texts, self.end, self.pause = {}, "cut", 0
+
+
 def stream(server, request, leave_after=None):
-    """The text of each choice as it was streamed, and how it ended: "done", "left", or an error's message; and the
-    longest time between two events."""
+    """Streams a chat; its client leaves after so many events."""
+    answer = Answer()
     connection = http.client.HTTPConnection(server.host, server.port, timeout=120)
     body = json.dumps({**request, "stream": True, "logprobs": False, "top_logprobs": None})
-    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    texts, last, longest, n = {}, time.monotonic(), 0, 0
     try:
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
         if response.status != 200:
-            return texts, json.loads(response.read())["error"]["message"], longest
-        for line in response:
-            if not line.startswith(b"data: "):
-                continue
-            now = time.monotonic()
-            longest, last, n = max(longest, now - last), now, n + 1
-            if line.startswith(b"data: [DONE]"):
-                return texts, "done", longest
-            event = json.loads(line[6:])
-            if "error" in event:
-                return texts, event["error"]["message"], longest
-            for choice in event["choices"]:
-                texts[choice["index"]] = texts.get(choice["index"], "") + (choice["delta"].get("content") or "")
-            if leave_after is not None and n > leave_after:
-                return texts, "left", longest
-        return texts, "cut", longest
+            answer.end = json.loads(response.read())["error"]["message"]
+        else:
+            take_events(answer, response, leave_after)
+        return answer
     finally:
         connection.close()
 
 
-class Clients:
-    """Threads that ask until n requests are done."""
+def take_events(answer, response, leave_after):
+    last, n = time.monotonic(), 0
+    for line in response:
+        if not line.startswith(b"data: "):
+            continue
+        now = time.monotonic()
+        answer.pause, last, n = max(answer.pause, now - last), now, n + 1
+        if line.startswith(b"data: [DONE]"):
+            answer.end = "done"
+            return
+        event = json.loads(line[6:])
+        if "error" in event:
+            answer.end = event["error"]["message"]
+            return
+        for choice in event["choices"]:
+            answer.texts[choice["index"]] = answer.texts.get(choice["index"], "") + (choice["delta"].get("content") or "")
+        if leave_after is not None and n > leave_after:
+            answer.end = "left"
+            return
 
-    def __init__(self, server, requests, expected, n, n_clients):
-        self.server, self.requests, self.expected, self.left = server, requests, expected, n
-        self.lock, self.rng = threading.Lock(), random.Random(6)
-        self.wrong, self.ends, self.pauses, self.errors = [], {"done": 0, "left": 0, "error": 0}, [], {}
-        self.threads = [threading.Thread(target=self.ask) for _ in range(n_clients)]
 
-    def run(self):
-        for thread in self.threads:
-            thread.start()
-        for thread in self.threads:
-            thread.join()
-
-    def ask(self):
-        while True:
-            with self.lock:
-                if self.left == 0:
-                    return
-                self.left -= 1
-                i = self.rng.randrange(len(self.requests))
-                leave_after = self.rng.randrange(12) if self.rng.random() < LEAVES else None
-            try:
-                texts, end, pause = stream(self.server, self.requests[i], leave_after)
-            except (OSError, http.client.HTTPException) as error:
-                texts, end, pause = {}, "cut", 0
-                print(f"# {error!r}")
-            with self.lock:
-                self.note(i, texts, end, pause)
-
-    def note(self, i, texts, end, pause):
-        self.ends[end if end in ("done", "left") else "error"] += 1
-        self.pauses.append(pause)
-        if end == "done" and texts != self.expected[i]:
-            self.wrong.append((i, self.expected[i], texts))
-        elif any(not self.expected[i][k].startswith(text) for k, text in texts.items()):
-            self.wrong.append((i, self.expected[i], texts))
-        elif end == "cut":
-            self.wrong.append((i, "an end", "a connection that closed in the middle"))
-        elif end not in ("done", "left"):
-            self.errors[end] = self.errors.get(end, 0) + 1
+def is_right(answer, expected):
+    """All of it, or its beginning."""
+    if answer.end == "done":
+        return answer.texts == expected
+    return all(expected[k].startswith(text) for k, text in answer.texts.items())
 
 
 def leftovers(server):
@@ -162,7 +118,7 @@ def storm(tap, server, requests, expected, n, n_clients, every_s):
     server.wait_until_idle()
     before = leftovers(server)
     killer = Killer(server, every_s)
-    clients = Clients(server, requests, expected, n, n_clients)
+    clients = Clients(lambda request, leave_after: stream(server, request, leave_after), is_right, requests, expected, n_clients, n=n)
     killer.start()
     begun = time.monotonic()
     clients.run()
@@ -196,12 +152,12 @@ def resumption(tap, server):
     deaths = server.metric("cornserve_executor_deaths_total")
     killer = Killer(server, 0.02, "executor")
     killer.start()
-    texts, end, pause = stream(server, request)
+    answer = stream(server, request)
     killer.stop()
     tap.check(killer.killed["executor"] > 0, "executors were killed in the middle of an answer")
-    tap.check(end == "done" and texts == expected, "an answer goes on where it stopped",
-              f"{end}: {len(texts.get(0, ''))} characters of {len(expected[0])}")
-    print(f"# longest pause {pause:.2f} s, {server.metric('cornserve_executor_deaths_total') - deaths:.0f} deaths")
+    tap.check(answer.end == "done" and answer.texts == expected, "an answer goes on where it stopped",
+              f"{answer.end}: {len(answer.texts.get(0, ''))} characters of {len(expected[0])}")
+    print(f"# longest pause {answer.pause:.2f} s, {server.metric('cornserve_executor_deaths_total') - deaths:.0f} deaths")
 
 
 def stopped(tap, server):
@@ -210,17 +166,30 @@ def stopped(tap, server):
     request = {"messages": [{"role": "user", "content": "tell me everything"}], "max_tokens": 3500, "temperature": 0,
                "ignore_eos": True}
     expected = ask_text(server, [request])[0]
-    answer = []
-    client = threading.Thread(target=lambda: answer.extend(stream(server, request)))
+    answers = []
+    client = threading.Thread(target=lambda: answers.append(stream(server, request)))
     client.start()
     time.sleep(0.1)
     for child, command in children(server.process.pid).items():
         if command.split(" ")[1] == "executor":
             os.kill(child, signal.SIGSTOP)
     client.join()
-    texts, end, pause = answer
-    tap.check(end == "done" and texts == expected, "an answer goes on after executors that hang", end)
-    print(f"# longest pause {pause:.2f} s")
+    answer = answers[0]
+    tap.check(answer.end == "done" and answer.texts == expected, "an answer goes on after executors that hang", answer.end)
+    print(f"# longest pause {answer.pause:.2f} s")
+
+
+def suspended(tap, server):
+    """All processes stop for longer than an executor may be silent, as on a machine that sleeps: nobody is taken for dead."""
+    deaths = server.metric("cornserve_executor_deaths_total")
+    pids = [server.process.pid, *children(server.process.pid)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(6)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1)
+    tap.equal(server.metric("cornserve_executor_deaths_total"), deaths, "no executor dies of a machine that sleeps")
 
 
 def sigterm(tap, server):
@@ -261,6 +230,7 @@ def main():
         tap.run("storm", storm, tap, server, requests, expected, arguments.requests, arguments.clients, arguments.every)
         tap.run("resumption", resumption, tap, server)
         tap.run("stopped", stopped, tap, server)
+        tap.run("suspended", suspended, tap, server)
         tap.run("sigterm", sigterm, tap, server)
         sanitizer = [line for line in server.log if "Sanitizer" in line or "runtime error" in line]
         tap.check(not sanitizer, "no sanitizer complained", sanitizer[:5])

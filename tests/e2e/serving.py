@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -110,6 +111,78 @@ def golden_requests():
                 if item["type"] != "text":
                     item[item["type"]]["url"] = data_url(MEDIA / item[item["type"]]["url"])
     return requests
+
+
+def children(pid):
+    """Processes below pid: {pid: command line}."""
+    parents, names = {}, {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+            parents[int(entry.name)] = int(stat.rsplit(")", 1)[1].split()[1])
+            names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except (OSError, ValueError):
+            continue
+    found, frontier = {}, [pid]
+    while frontier:
+        frontier = [child for child, parent in parents.items() if parent in frontier and child not in found]
+        found |= {child: names[child] for child in frontier if names[child]}
+    return found
+
+
+class Clients:
+    """Threads that ask until n requests have begun, or until a time has passed; a share of them leaves in the middle.
+
+    ask(request, leave_after) gives an answer, whose `end` is "done", "left", "cut", or an error's message, and whose `pause`
+    is the longest time between two events; is_right(answer, expected) compares what has come of it."""
+
+    LEAVES = 0.25
+
+    def __init__(self, ask, is_right, requests, expected, n_clients, n=None, seconds=None, most_events=12):
+        self.ask, self.is_right, self.requests, self.expected = ask, is_right, requests, expected
+        self.n, self.seconds, self.most_events = n, seconds, most_events
+        self.lock, self.rng = threading.Lock(), random.Random(6)
+        self.wrong, self.ends, self.pauses, self.errors = [], {"done": 0, "left": 0, "error": 0}, [], {}
+        self.threads = [threading.Thread(target=self.main) for _ in range(n_clients)]
+
+    def run(self):
+        self.end = time.monotonic() + self.seconds if self.seconds else float("inf")
+        for thread in self.threads:
+            thread.start()
+        for thread in self.threads:
+            thread.join()
+
+    def next(self):
+        """Which request, and after how many events its client leaves; None: no more."""
+        with self.lock:
+            if self.n == 0 or time.monotonic() > self.end:
+                return None
+            self.n = self.n - 1 if self.n else None
+            i = self.rng.randrange(len(self.requests))
+            return i, self.rng.randrange(self.most_events) if self.rng.random() < self.LEAVES else None
+
+    def main(self):
+        while (chosen := self.next()) is not None:
+            i, leave_after = chosen
+            try:
+                answer = self.ask(self.requests[i], leave_after)
+            except (OSError, http.client.HTTPException) as error:
+                answer = None
+                print(f"# {error!r}")
+            with self.lock:
+                self.note(answer, self.expected[i])
+
+    def note(self, answer, expected):
+        end = answer.end if answer else "cut"
+        self.ends[end if end in ("done", "left") else "error"] += 1
+        if not answer or end == "cut" or not self.is_right(answer, expected):
+            self.wrong.append((expected, answer))
+        if answer:
+            self.pauses.append(answer.pause)
+        if end not in ("done", "left", "cut"):
+            self.errors[end] = self.errors.get(end, 0) + 1
 
 
 class Tap:
