@@ -343,7 +343,7 @@ void cs_op_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table,
 {
     g_assert(x->rows == table->rows && table->cols == head_dim && x->cols % head_dim == 0 &&
              head_dim % 2 == 0);
-    g_assert(x->dtype == CS_DTYPE_F32 && table->dtype == CS_DTYPE_F32);
+    g_assert(is_float(x) && table->dtype == CS_DTYPE_F32);
     if (!compute->fault)
         compute->backend->rope(compute, x, table, head_dim);
 }
@@ -435,6 +435,9 @@ void cs_op_attention_segments(cs_compute *compute, const cs_tensor *out, const c
 {
     g_assert(same_shape(out, q) && same_shape(q, k) && same_shape(k, v));
     g_assert(q->cols == options->n_heads * options->head_dim && is_float(out));
+    g_assert(k->dtype == q->dtype && v->dtype == q->dtype);
+    g_assert(q->dtype == CS_DTYPE_F32 ||
+             q->dtype == compute->backend->input_dtype(compute, options->dtype));
     g_assert(options->starts[0] == 0 && options->starts[options->n_segments] == q->rows);
     if (!compute->fault && q->rows > 0)
         compute->backend->attention_segments(compute, out, q, k, v, options);

@@ -161,7 +161,7 @@ void cs_op_gather(cs_compute *compute, const cs_tensor *y, const cs_tensor *tabl
 /* Rotates head by head in place: for i < head_dim / 2, with c, s = table[row][i],
  * table[row][head_dim / 2 + i]: (x[i], x[i + head_dim/2]) = (x[i] c - x[i + head_dim/2] s,  x[i +
  * head_dim/2] c + x[i] s). x [n, heads * head_dim]; table [n, head_dim] of cosines, then sines (Su
- * et al. 2021, half-split form). */
+ * et al. 2021, half-split form). x f32 or bf16. */
 void cs_op_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table, int64_t head_dim);
 
 /* y [n_out, kernel * channels]: row i holds x rows i * stride - pad + j * dilation for j < kernel,
@@ -222,7 +222,8 @@ void cs_op_mean_rows(cs_compute *compute, const cs_tensor *y, const cs_tensor *x
 
 /* Attention inside segments of rows, of the whole segment or of nearby blocks: out = softmax(q k^T
  * * scale) v per head, where segment i is rows [starts[i], starts[i + 1]). q, k, v, out [n, heads *
- * head_dim]; out f32 or bf16; `dtype` (f32 or bf16) is the precision of the products. */
+ * head_dim]; out f32 or bf16; `dtype` (f32 or bf16) is the precision of the products; q, k and v
+ * f32 or its input dtype. */
 typedef struct {
     int64_t n_heads;
     int64_t head_dim;

@@ -412,7 +412,7 @@ static void attend(const batch *b, const dit_layer *l, int64_t index, const cs_t
     const cs_qwen2_5_omni_dit_config *c = &d->config;
     int64_t inner = c->n_heads * c->head_dim;
     size_t mark = cs_compute_mark(d->compute);
-    cs_tensor qkv = cs_compute_scratch(d->compute, CS_DTYPE_F32, normed->rows, 3 * inner);
+    cs_tensor qkv = cs_compute_scratch(d->compute, d->input_dtype, normed->rows, 3 * inner);
     cs_tensor attended = cs_compute_scratch(d->compute, d->input_dtype, normed->rows, inner);
     cs_tensor q = cs_tensor_cols(&qkv, 0, inner), k = cs_tensor_cols(&qkv, inner, inner);
     cs_tensor v = cs_tensor_cols(&qkv, 2 * inner, inner);

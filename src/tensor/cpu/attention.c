@@ -31,12 +31,13 @@ typedef struct {
     int64_t value_dim; /* head_dim as values are padded */
     size_t key_panel_bytes;
     size_t value_panel_bytes;
+    float scale; /* of scores, on their way into the exponential */
 } shape;
 
-static shape make_shape(const cs_cpu *cpu, cs_dtype right, int64_t head_dim)
+static shape make_shape(const cs_cpu *cpu, cs_dtype right, int64_t head_dim, float scale)
 {
     g_assert(head_dim <= MAX_HEAD_DIM);
-    shape s = {.kernels = cpu->kernels, .right = right, .head_dim = head_dim};
+    shape s = {.kernels = cpu->kernels, .right = right, .head_dim = head_dim, .scale = scale};
     s.left = cpu->base.backend->input_dtype(&cpu->base, right);
     s.product = right == CS_DTYPE_F32     ? cpu->kernels->product_f32
                 : s.left == CS_DTYPE_BF16 ? cpu->kernels->product_bf16
@@ -63,7 +64,7 @@ static size_t value_block_bytes(const shape *s)
 
 /* One thread's room, carved from its scratch. */
 typedef struct {
-    void *queries;        /* [STRIP, key_dim] left dtype, scaled */
+    void *queries;        /* [STRIP, key_dim] left dtype */
     float *scores;        /* [STRIP, STEP] */
     uint16_t *half;       /* [STRIP, STEP] probabilities in bf16 */
     float *sums;          /* [STRIP, value_dim] */
@@ -100,17 +101,28 @@ static strip *strip_begin(const shape *s, void *scratch, int n_rows)
     return t;
 }
 
-static void strip_set_query(const shape *s, strip *t, int r, const float *q, float scale)
+/* n elements of a tensor of f32 or bf16 from element `at` on, in bf16. */
+static void get_half(const shape *s, int64_t n, uint16_t *to, const cs_tensor *t, int64_t at)
 {
-    float row[MAX_HEAD_DIM];
-    for (int64_t i = 0; i < s->head_dim; i++)
-        row[i] = q[i] * scale;
-    for (int64_t i = s->head_dim; i < s->key_dim; i++)
-        row[i] = 0.0f;
-    if (s->left == CS_DTYPE_BF16)
-        s->kernels->to_bf16(s->key_dim, (uint16_t *)t->queries + r * s->key_dim, row);
+    if (t->dtype == CS_DTYPE_BF16)
+        memcpy(to, (const uint16_t *)t->data + at, (size_t)n * sizeof *to);
     else
-        memcpy((float *)t->queries + r * s->key_dim, row, (size_t)s->key_dim * sizeof(float));
+        s->kernels->to_bf16(n, to, (const float *)t->data + at);
+}
+
+static void strip_set_query(const shape *s, strip *t, int r, const cs_tensor *q, int64_t row,
+                            int64_t col)
+{
+    int64_t at = row * q->stride + col, n = s->head_dim, zeros = s->key_dim - n;
+    if (s->left == CS_DTYPE_BF16) {
+        uint16_t *to = (uint16_t *)t->queries + r * s->key_dim;
+        get_half(s, n, to, q, at);
+        memset(to + n, 0, (size_t)zeros * sizeof *to);
+    } else {
+        float *to = (float *)t->queries + r * s->key_dim;
+        memcpy(to, (const float *)q->data + at, (size_t)n * sizeof *to);
+        memset(to + n, 0, (size_t)zeros * sizeof *to);
+    }
 }
 
 /* Scores [first, end) of a step that a row may see; none when end <= first. */
@@ -123,22 +135,25 @@ typedef struct {
 static void strip_softmax_row(const shape *s, strip *t, int r, int64_t n, range visible)
 {
     float *scores = t->scores + r * STEP;
+    uint16_t *half = s->left == CS_DTYPE_BF16 ? t->half + r * STEP : NULL;
     if (visible.end <= visible.first) {
-        memset(scores, 0, (size_t)n * sizeof *scores);
-    } else {
-        for (int64_t i = 0; i < visible.first; i++)
-            scores[i] = -INFINITY;
-        for (int64_t i = visible.end; i < n; i++)
-            scores[i] = -INFINITY;
-        float highest = MAX(t->highest[r], s->kernels->max(n, scores));
-        float factor = expf(t->highest[r] - highest);
-        t->total[r] = t->total[r] * factor + s->kernels->exp_sum(n, scores, highest);
-        t->highest[r] = highest;
-        if (factor != 1.0f)
-            s->kernels->scale(s->value_dim, t->sums + r * s->value_dim, factor);
+        if (half)
+            memset(half, 0, (size_t)n * sizeof *half);
+        else
+            memset(scores, 0, (size_t)n * sizeof *scores);
+        return;
     }
-    if (s->left == CS_DTYPE_BF16)
-        s->kernels->to_bf16(n, t->half + r * STEP, scores);
+    for (int64_t i = 0; i < visible.first; i++)
+        scores[i] = -INFINITY;
+    for (int64_t i = visible.end; i < n; i++)
+        scores[i] = -INFINITY;
+    float highest = MAX(t->highest[r], s->kernels->max(n, scores));
+    float factor = t->total[r] > 0 ? expf((t->highest[r] - highest) * s->scale) : 1.0f;
+    float sum = s->kernels->exp_sum(n, scores, highest, s->scale, half);
+    t->total[r] = t->total[r] * factor + sum;
+    t->highest[r] = highest;
+    if (factor != 1.0f)
+        s->kernels->scale(s->value_dim, t->sums + r * s->value_dim, factor);
 }
 
 /* Adds n_blocks <= STEP_BLOCKS blocks. visible[r]: keys of them that row r may see. */
@@ -147,15 +162,17 @@ static void strip_add_blocks(const shape *s, strip *t, int n_rows, int n_blocks,
                              const range *visible)
 {
     int64_t n = (int64_t)n_blocks * BLOCK;
+    /* Tiles take as long for all rows, and need no other configuration then. */
+    int n_multiplied = s->kernels->linear_bf16 && n_rows > STRIP / 2 ? STRIP : n_rows;
     for (int b = 0; b < n_blocks; b++)
-        s->product(n_rows, BLOCK / CS_PANEL, s->key_dim, t->queries, s->key_dim, keys[b],
+        s->product(n_multiplied, BLOCK / CS_PANEL, s->key_dim, t->queries, s->key_dim, keys[b],
                    s->key_panel_bytes, t->scores + b * BLOCK, STEP, false);
     for (int r = 0; r < n_rows; r++)
         strip_softmax_row(s, t, r, n, visible[r]);
     for (int b = 0; b < n_blocks; b++) {
         const void *left =
             s->left == CS_DTYPE_BF16 ? (const void *)(t->half + b * BLOCK) : t->scores + b * BLOCK;
-        s->product(n_rows, s->value_dim / CS_PANEL, BLOCK, left, STEP, values[b],
+        s->product(n_multiplied, s->value_dim / CS_PANEL, BLOCK, left, STEP, values[b],
                    s->value_panel_bytes, t->sums, s->value_dim, true);
     }
 }
@@ -199,15 +216,17 @@ static void put_token(const shape *s, char *keys, char *values, int slot, const 
     }
 }
 
-/* Packs a whole block of n <= BLOCK tokens in bf16: rows of k and v `stride` apart. */
-static void pack_block_bf16(const shape *s, char *keys, char *values, int n, const float *k,
-                            int64_t k_stride, const float *v, int64_t v_stride)
+/* Packs a whole block of n <= BLOCK tokens in bf16, from row `row` and column `col` on. */
+static void pack_block_bf16(const shape *s, char *keys, char *values, int n, const cs_tensor *k,
+                            const cs_tensor *v, int64_t row, int64_t col)
 {
     uint16_t half[BLOCK][MAX_HEAD_DIM];
-    for (int t = 0; t < BLOCK; t++)
+    for (int t = 0; t < n; t++) {
+        get_half(s, s->head_dim, half[t], k, (row + t) * k->stride + col);
+        memset(half[t] + s->head_dim, 0, (size_t)(s->key_dim - s->head_dim) * sizeof half[t][0]);
+    }
+    for (int t = n; t < BLOCK; t++)
         memset(half[t], 0, (size_t)s->key_dim * sizeof half[t][0]);
-    for (int t = 0; t < n; t++)
-        s->kernels->to_bf16(s->head_dim, half[t], k + t * k_stride);
     for (int panel = 0; panel < BLOCK / CS_PANEL; panel++) {
         const uint32_t *rows[CS_PANEL];
         for (int t = 0; t < CS_PANEL; t++)
@@ -217,10 +236,10 @@ static void pack_block_bf16(const shape *s, char *keys, char *values, int n, con
     }
     for (int t = n; t < BLOCK; t++)
         memset(half[t], 0, (size_t)s->value_dim * sizeof half[t][0]);
-    for (int t = 0; t < n; t++)
+    for (int t = 0; t < n; t++) {
         memset(half[t] + s->head_dim, 0, (size_t)(s->value_dim - s->head_dim) * sizeof half[t][0]);
-    for (int t = 0; t < n; t++)
-        s->kernels->to_bf16(s->head_dim, half[t], v + t * v_stride);
+        get_half(s, s->head_dim, half[t], v, (row + t) * v->stride + col);
+    }
     for (int64_t i = 0; i < s->value_dim; i += CS_PANEL) {
         uint16_t *out = (uint16_t *)(values + (size_t)(i / CS_PANEL) * s->value_panel_bytes);
         for (int pair = 0; pair < BLOCK / 2; pair++)
@@ -231,28 +250,31 @@ static void pack_block_bf16(const shape *s, char *keys, char *values, int n, con
     }
 }
 
-static void pack_block(const shape *s, char *keys, char *values, int n, const float *k,
-                       int64_t k_stride, const float *v, int64_t v_stride)
+static void pack_block(const shape *s, char *keys, char *values, int n, const cs_tensor *k,
+                       const cs_tensor *v, int64_t row, int64_t col)
 {
     if (s->right == CS_DTYPE_BF16) {
-        pack_block_bf16(s, keys, values, n, k, k_stride, v, v_stride);
+        pack_block_bf16(s, keys, values, n, k, v, row, col);
         return;
     }
     memset(keys, 0, key_block_bytes(s));
     memset(values, 0, value_block_bytes(s));
     for (int t = 0; t < n; t++)
-        put_token(s, keys, values, t, k + t * k_stride, v + t * v_stride);
+        put_token(s, keys, values, t, (const float *)k->data + (row + t) * k->stride + col,
+                  (const float *)v->data + (row + t) * v->stride + col);
 }
 
 /* ---- Segments ---- */
 
 /* Segments are cut into blocks of keys and into strips of queries; both are numbered through all
- * segments. */
+ * segments. Where rows see blocks of nearly a strip, strips and blocks are those: what nobody sees
+ * is then not computed. */
 typedef struct {
     shape shape;
     const cs_cpu *cpu;
     const cs_segment_attention *options;
     const cs_tensor *out, *q, *k, *v;
+    int64_t block_keys, strip_rows, step_blocks;
     int64_t n_blocks; /* of all segments */
     int64_t n_strips;
     const int32_t *block_segment; /* [n_blocks] */
@@ -274,13 +296,11 @@ static void pack_segment_piece(void *data, int64_t index, uint32_t thread)
     const shape *s = &job->shape;
     int64_t head = index / job->n_blocks, block = index % job->n_blocks;
     int32_t segment = job->block_segment[block];
-    int64_t row = job->options->starts[segment] + (block - job->first_block[segment]) * BLOCK;
-    int n = (int)cs_min(BLOCK, job->options->starts[segment + 1] - row);
+    int64_t row =
+        job->options->starts[segment] + (block - job->first_block[segment]) * job->block_keys;
+    int n = (int)cs_min(job->block_keys, job->options->starts[segment + 1] - row);
     char *keys = packed_block(job, head, block);
-    int64_t col = head * s->head_dim;
-    pack_block(s, keys, keys + key_block_bytes(s), n,
-               (const float *)job->k->data + row * job->k->stride + col, job->k->stride,
-               (const float *)job->v->data + row * job->v->stride + col, job->v->stride);
+    pack_block(s, keys, keys + key_block_bytes(s), n, job->k, job->v, row, head * s->head_dim);
 }
 
 /* The keys of its segment that row `row` of the segment sees, out of n. */
@@ -300,20 +320,19 @@ static void segment_strip_piece(void *data, int64_t index, uint32_t thread)
     int64_t head = index / job->n_strips, number = index % job->n_strips;
     int32_t segment = job->strip_segment[number];
     int64_t start = job->options->starts[segment], end = job->options->starts[segment + 1];
-    int64_t row = start + (number - job->first_strip[segment]) * STRIP;
-    int n_rows = (int)cs_min(STRIP, end - row);
+    int64_t row = start + (number - job->first_strip[segment]) * job->strip_rows;
+    int n_rows = (int)cs_min(job->strip_rows, end - row);
     int64_t col = head * s->head_dim;
 
     strip *t = strip_begin(s, cs_cpu_thread_scratch(job->cpu, thread), n_rows);
     for (int r = 0; r < n_rows; r++)
-        strip_set_query(s, t, r, (const float *)job->q->data + (row + r) * job->q->stride + col,
-                        job->options->scale);
+        strip_set_query(s, t, r, job->q, row + r, col);
     /* Strips lie in their segment alike in every batch, and so do the blocks they begin with. */
     int64_t first_key = segment_window(job->options, row - start, end - start).first;
     int64_t end_key = segment_window(job->options, row - start + n_rows - 1, end - start).end;
-    int64_t n_blocks = (end_key + BLOCK - 1) / BLOCK;
-    for (int64_t first = first_key / BLOCK; first < n_blocks; first += STEP_BLOCKS) {
-        int n = (int)cs_min(STEP_BLOCKS, n_blocks - first);
+    int64_t n_blocks = (end_key + job->block_keys - 1) / job->block_keys;
+    for (int64_t first = first_key / job->block_keys; first < n_blocks; first += job->step_blocks) {
+        int n = (int)cs_min(job->step_blocks, n_blocks - first);
         const void *keys[STEP_BLOCKS], *values[STEP_BLOCKS];
         range visible[STRIP];
         for (int b = 0; b < n; b++) {
@@ -322,8 +341,9 @@ static void segment_strip_piece(void *data, int64_t index, uint32_t thread)
         }
         for (int r = 0; r < n_rows; r++) {
             range keys_seen = segment_window(job->options, row - start + r, end - start);
-            visible[r].first = MAX(0, keys_seen.first - first * BLOCK);
-            visible[r].end = cs_min((int64_t)n * BLOCK, keys_seen.end - first * BLOCK);
+            int64_t from = first * job->block_keys;
+            visible[r].first = MAX(0, keys_seen.first - from);
+            visible[r].end = cs_min(n * job->block_keys, keys_seen.end - from);
         }
         strip_add_blocks(s, t, n_rows, n, keys, values, visible);
     }
@@ -357,19 +377,26 @@ void cs_cpu_attention_segments(cs_compute *compute, const cs_tensor *out, const 
                                const cs_segment_attention *options)
 {
     cs_cpu *cpu = (cs_cpu *)compute;
-    segments_job job = {.shape = make_shape(cpu, options->dtype, options->head_dim),
+    segments_job job = {.shape = make_shape(cpu, options->dtype, options->head_dim, options->scale),
                         .cpu = cpu,
                         .options = options,
                         .out = out,
                         .q = q,
                         .k = k,
-                        .v = v};
+                        .v = v,
+                        .block_keys = BLOCK,
+                        .strip_rows = STRIP,
+                        .step_blocks = STEP_BLOCKS};
+    if (options->block_rows > STRIP / 2 && options->block_rows <= STRIP) {
+        job.block_keys = job.strip_rows = options->block_rows;
+        job.step_blocks = 1; /* zeros follow the keys of a block */
+    }
     g_autofree int32_t *first_block = g_new(int32_t, options->n_segments);
     g_autofree int32_t *first_strip = g_new(int32_t, options->n_segments);
     g_autofree int32_t *block_segment = NULL;
     g_autofree int32_t *strip_segment = NULL;
-    job.n_blocks = number_pieces(options, BLOCK, first_block, &block_segment);
-    job.n_strips = number_pieces(options, STRIP, first_strip, &strip_segment);
+    job.n_blocks = number_pieces(options, job.block_keys, first_block, &block_segment);
+    job.n_strips = number_pieces(options, job.strip_rows, first_strip, &strip_segment);
     job.first_block = first_block;
     job.first_strip = first_strip;
     job.block_segment = block_segment;
@@ -396,7 +423,6 @@ typedef struct {
     uint32_t layer;
     const cs_tensor *k, *v;
     const cs_tensor *q, *out;
-    float scale;
     int64_t n_kv_heads;
     int64_t group;        /* query heads that read one kv head */
     int64_t strip_tokens; /* tokens of a strip: STRIP / group */
@@ -446,7 +472,7 @@ void cs_cpu_kv_write(cs_compute *compute, cs_kv_store *store, uint32_t layer, co
                      const cs_tensor *v, uint32_t n_sequences, const cs_kv_sequence *sequences)
 {
     cs_cpu *cpu = (cs_cpu *)compute;
-    paged_job job = {.shape = make_shape(cpu, store->shape.dtype, store->shape.head_dim),
+    paged_job job = {.shape = make_shape(cpu, store->shape.dtype, store->shape.head_dim, 1),
                      .cpu = cpu,
                      .store = store,
                      .layer = layer,
@@ -468,8 +494,7 @@ static void paged_strip(const paged_job *job, const cs_kv_sequence *sequence, in
     for (int r = 0; r < n_rows; r++) {
         int64_t row = sequence->row + first_token + r / group;
         int64_t col = (head * group + r % group) * s->head_dim;
-        strip_set_query(s, t, r, (const float *)job->q->data + row * job->q->stride + col,
-                        job->scale);
+        strip_set_query(s, t, r, job->q, row, col);
     }
     int64_t length = sequence->n_past + first_token + n_tokens; /* keys that the last row sees */
     int64_t n_blocks = (length + BLOCK - 1) / BLOCK;
@@ -517,13 +542,12 @@ void cs_cpu_attention_paged(cs_compute *compute, const cs_tensor *out, const cs_
                             uint32_t n_sequences, const cs_kv_sequence *sequences)
 {
     cs_cpu *cpu = (cs_cpu *)compute;
-    paged_job job = {.shape = make_shape(cpu, store->shape.dtype, store->shape.head_dim),
+    paged_job job = {.shape = make_shape(cpu, store->shape.dtype, store->shape.head_dim, scale),
                      .cpu = cpu,
                      .store = store,
                      .layer = layer,
                      .q = q,
                      .out = out,
-                     .scale = scale,
                      .n_kv_heads = store->shape.n_kv_heads,
                      .n_sequences = n_sequences,
                      .sequences = sequences};

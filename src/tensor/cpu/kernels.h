@@ -140,8 +140,9 @@ typedef struct {
     void (*finish)(const cs_finish *finish);
     void (*rope)(int64_t half, float *x, const float *cosines, const float *sines);
     float (*max)(int64_t n, const float *x);
-    /* x = exp(x - shift), returns the sum; n is a multiple of 16. */
-    float (*exp_sum)(int64_t n, float *x, float shift);
+    /* exp((x - shift) scale), in bf16 to `half` or, where that is NULL, in place; returns the sum.
+     * n is a multiple of 16. */
+    float (*exp_sum)(int64_t n, float *x, float shift, float scale, uint16_t *half);
 } cs_kernels;
 
 extern const cs_kernels cs_kernels_portable;

@@ -308,20 +308,27 @@ static float max_of(int64_t n, const float *x)
         v16 v = load(x + i);
         best = choose(v > best, v, best);
     }
-    float result = -INFINITY;
-    for (int j = 0; j < 16; j++)
-        result = best[j] > result ? best[j] : result;
+    float halves[8], result = -INFINITY;
+    for (int j = 0; j < 8; j++)
+        halves[j] = best[j] > best[j + 8] ? best[j] : best[j + 8];
+    for (int j = 0; j < 4; j++)
+        halves[j] = halves[j] > halves[j + 4] ? halves[j] : halves[j + 4];
+    for (int j = 0; j < 4; j++)
+        result = halves[j] > result ? halves[j] : result;
     for (; i < n; i++)
         result = x[i] > result ? x[i] : result;
     return result;
 }
 
-static float exp_sum(int64_t n, float *x, float shift)
+static float exp_sum(int64_t n, float *x, float shift, float factor, uint16_t *half)
 {
     v16 total = splat(0.0f);
     for (int64_t i = 0; i < n; i += 16) {
-        v16 e = vexp(load(x + i) - splat(shift));
-        store(x + i, e);
+        v16 e = vexp((load(x + i) - splat(shift)) * splat(factor));
+        if (half)
+            *(v16hu *)(half + i) = narrow(e);
+        else
+            store(x + i, e);
         total += e;
     }
     return sum(total);

@@ -164,8 +164,12 @@ static void rope_row(const void *data, int64_t row, float *scratch)
     const rows_job *job = data;
     const float *table = f32_row(job->x, row);
     int64_t half = job->head_dim / 2;
+    float *x = row_target(job->y, row, scratch);
+    if (x == scratch)
+        job->cpu->kernels->from_bf16(job->y->cols, x, bf16_row(job->y, row));
     for (int64_t i = 0; i < job->y->cols; i += job->head_dim)
-        job->cpu->kernels->rope(half, f32_row(job->y, row) + i, table, table + half);
+        job->cpu->kernels->rope(half, x + i, table, table + half);
+    row_finish(job, row, x);
 }
 
 void cs_cpu_rope(cs_compute *compute, const cs_tensor *x, const cs_tensor *table, int64_t head_dim)
