@@ -90,6 +90,11 @@ static void measure_dit(cs_dit *dit, const cs_qwen2_5_omni_config *config,
     fail_on(error);
     double best = INFINITY;
     for (int r = 0; r < options.repeat; r++) {
+        if (cs_dit_window_steps(w) == CS_DIT_STEPS) {
+            cs_dit_window_free(w);
+            w = cs_dit_window_new(dit, &voice, n_codes, codes, noise, &error);
+            fail_on(error);
+        }
         double start = seconds();
         cs_dit_step(dit, 1, &w, &error);
         fail_on(error);
