@@ -39,17 +39,54 @@ INLINE void ask_ahead(ahead *next)
 /* Sums of a pair on their way into y. */
 typedef struct {
     cs_finish to;
-    int64_t row;    /* the next */
-    int64_t whole;  /* rows in whole blocks; those of the last block stand further back in sums, */
-    int64_t behind; /* by so many */
+    int64_t row;     /* the next */
+    int64_t whole;   /* rows in whole blocks; those of the last block stand further back in sums, */
+    int64_t behind;  /* by so many */
+    const float *at; /* sums of the next row */
+    char *y;
+    size_t y_stride;
+    v16 bias[2];
+    bool wide; /* all columns of the pair are outputs */
 } pair_end;
+
+/* A row of all columns: what finish_row_as does, without its cases. */
+INLINE void finish_wide(const pair_end *end, cs_form form)
+{
+    const bool gated = form == CS_FORM_GATED;
+    v16 first = load(end->at) + end->bias[0], second = load(end->at + CS_PANEL) + end->bias[1];
+    if (gated) {
+        first = formed(form, first, second);
+    } else {
+        first = formed(form, first, first);
+        second = formed(form, second, second);
+    }
+    if (end->to.to_bf16) {
+        if (gated)
+            *(v16hu *)end->y = narrow(first);
+        else
+            _mm512_storeu_si512(end->y,
+                                (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+        return;
+    }
+    float *y = (float *)end->y;
+    store(y, end->to.accumulate ? load(y) + first : first);
+    if (!gated)
+        store(y + CS_PANEL, end->to.accumulate ? load(y + CS_PANEL) + second : second);
+}
 
 INLINE void finish_rows(pair_end *end, cs_form form, int64_t n)
 {
     for (; n > 0 && end->row < end->to.rows; n--, end->row++) {
-        if (end->row == end->whole)
+        if (end->row == end->whole) {
             end->to.sums += end->behind * PAIR;
-        finish_row_as(&end->to, form, end->row);
+            end->at += end->behind * PAIR;
+        }
+        if (end->wide)
+            finish_wide(end, form);
+        else
+            finish_row_as(&end->to, form, end->row);
+        end->at += PAIR;
+        end->y += end->y_stride;
     }
 }
 
@@ -174,7 +211,16 @@ static pair_end end_of(const cs_linear_block *l, int64_t p, const float *sums)
     end.to.n = f->n - first < most ? f->n - first : most;
     end.to.bias = f->bias ? f->bias + first : NULL;
     end.to.up_bias = f->up_bias ? f->up_bias + first : NULL;
-    end.to.y = (char *)f->y + (size_t)first * (f->to_bf16 ? sizeof(uint16_t) : sizeof(float));
+    const size_t element = f->to_bf16 ? sizeof(uint16_t) : sizeof(float);
+    end.to.y = (char *)f->y + (size_t)first * element;
+    end.at = sums;
+    end.y = end.to.y;
+    end.y_stride = (size_t)f->y_stride * element;
+    end.wide = end.to.n == most;
+    if (f->bias && end.wide) {
+        end.bias[0] = load(end.to.bias);
+        end.bias[1] = load(gated ? end.to.up_bias : end.to.bias + CS_PANEL);
+    }
     return end;
 }
 
