@@ -405,7 +405,7 @@ void cs_op_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_tens
 void cs_op_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                      const cs_tensor *gate, const cs_segments *segments)
 {
-    g_assert(same_shape(y, x) && y->dtype == CS_DTYPE_F32 && x->dtype == CS_DTYPE_F32);
+    g_assert(same_shape(y, x) && y->dtype == CS_DTYPE_F32 && is_float(x));
     g_assert(covers(segments, x, gate));
     if (!compute->fault)
         compute->backend->add_gated(compute, y, x, gate, segments);

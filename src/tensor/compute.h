@@ -202,7 +202,7 @@ void cs_op_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_tens
                           const cs_tensor *scale, const cs_tensor *shift,
                           const cs_segments *segments, float epsilon);
 
-/* y += gate[segment] * x. */
+/* y += gate[segment] * x; x f32 or bf16. */
 void cs_op_add_gated(cs_compute *compute, const cs_tensor *y, const cs_tensor *x,
                      const cs_tensor *gate, const cs_segments *segments);
 

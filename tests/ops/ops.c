@@ -323,6 +323,7 @@ static void test_rope(const void *data)
     enum { M = 37, HEADS = 3, DIM = 20 };
     g_autofree float *x = random_floats(M * HEADS * DIM), *table = random_floats(M * DIM);
     g_autofree double *expected = g_new(double, M *HEADS *DIM);
+    round_all(M * HEADS * DIM, x);
     for (int i = 0; i < M * HEADS; i++)
         for (int j = 0; j < DIM / 2; j++) {
             const float *t = table + i / HEADS * DIM;
@@ -331,9 +332,14 @@ static void test_rope(const void *data)
             expected[i * DIM + j + DIM / 2] = b * c + a * s;
         }
     cs_tensor tx = upload(f->c, x, M, HEADS * DIM), tt = upload(f->c, table, M, DIM);
+    cs_tensor half = cs_compute_scratch(f->c, CS_DTYPE_BF16, M, HEADS * DIM);
+    cs_op_copy(f->c, &half, &tx);
     cs_op_rope(f->c, &tx, &tt, DIM);
     g_autofree float *y = download(f->c, &tx);
     g_assert_cmpfloat(error_of(M * HEADS * DIM, y, expected), <, LIMIT_F32);
+    cs_op_rope(f->c, &half, &tt, DIM);
+    g_autofree float *h = download(f->c, &half);
+    g_assert_cmpfloat(error_of(M * HEADS * DIM, h, expected), <, LIMIT_BF16_OUTPUT);
     cs_compute_release(f->c, 0);
 }
 
@@ -559,6 +565,20 @@ static void test_attention_blocks(const void *data)
         g_assert_cmpfloat(error_of(N * COLS, y, expected), <,
                           f->dtype == CS_DTYPE_F32 ? LIMIT_F32 : LIMIT_ATTENTION_BF16);
 
+        /* What is rounded to bf16 before gives the same bits. */
+        if (cs_compute_input_dtype(f->c, f->dtype) == CS_DTYPE_BF16) {
+            cs_tensor halves[3];
+            const cs_tensor *whole[] = {&tq, &tk, &tv};
+            for (int i = 0; i < 3; i++) {
+                halves[i] = cs_compute_scratch(f->c, CS_DTYPE_BF16, N, COLS);
+                cs_op_copy(f->c, &halves[i], whole[i]);
+            }
+            cs_tensor same = cs_compute_scratch(f->c, CS_DTYPE_F32, N, COLS);
+            cs_op_attention_segments(f->c, &same, &halves[0], &halves[1], &halves[2], &options);
+            g_autofree float *z = download(f->c, &same);
+            g_assert_cmpmem(z, N * COLS * sizeof *z, y, N * COLS * sizeof *y);
+        }
+
         /* The last segment alone gives the same bits. */
         static const int32_t alone[] = {0, 250};
         options.n_segments = 1;
@@ -728,6 +748,12 @@ static void test_modulations(const void *data)
         cs_op_add_gated(f->c, &ty, &tx, &tscale, &segments);
         g_autofree float *gated = download(f->c, &ty);
         g_assert_cmpfloat(error_of(M * n, gated, sum), <, LIMIT_F32);
+        cs_tensor half_x = cs_compute_scratch(f->c, CS_DTYPE_BF16, M, n);
+        cs_op_copy(f->c, &half_x, &tx);
+        ty = upload(f->c, y0, M, n);
+        cs_op_add_gated(f->c, &ty, &half_x, &tscale, &segments);
+        g_autofree float *rounded = download(f->c, &ty);
+        g_assert_cmpfloat(error_of(M * n, rounded, sum), <, LIMIT_BF16_OUTPUT);
         ty = upload(f->c, y0, M, n);
         cs_op_blend(f->c, &ty, -0.5f, &tx, 1.25f);
         g_autofree float *blended = download(f->c, &ty);

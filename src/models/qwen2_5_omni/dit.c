@@ -448,7 +448,7 @@ static void run_layer(const batch *b, int64_t index, const cs_tensor *x)
     for (int i = 0; i < MODULATIONS; i++)
         part[i] = cs_tensor_cols(&modulation, i * hidden, hidden);
     cs_tensor normed = cs_compute_scratch(compute, d->input_dtype, x->rows, hidden);
-    cs_tensor change = cs_compute_scratch(compute, CS_DTYPE_F32, x->rows, hidden);
+    cs_tensor change = cs_compute_scratch(compute, d->input_dtype, x->rows, hidden);
     cs_tensor inner = cs_compute_scratch(compute, d->input_dtype, x->rows, d->config.ff_size);
     const cs_linear_options ff1 = {.bias = &l->ff1_bias, .activation = CS_ACTIVATION_GELU_TANH};
     const cs_linear_options ff2 = {.bias = &l->ff2_bias};

@@ -245,7 +245,12 @@ void cs_cpu_modulated_norm(cs_compute *compute, const cs_tensor *y, const cs_ten
 static void add_gated_row(const void *data, int64_t row, float *scratch)
 {
     const rows_job *job = data;
-    job->cpu->kernels->add_product(job->y->cols, f32_row(job->y, row), f32_row(job->x, row),
+    const float *x = scratch;
+    if (job->x->dtype == CS_DTYPE_BF16)
+        job->cpu->kernels->from_bf16(job->x->cols, scratch, bf16_row(job->x, row));
+    else
+        x = f32_row(job->x, row);
+    job->cpu->kernels->add_product(job->y->cols, f32_row(job->y, row), x,
                                    segment_row(job->segments, job->weight, row));
 }
 
