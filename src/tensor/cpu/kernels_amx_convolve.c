@@ -64,10 +64,24 @@ static block_end begin_end(const cs_convolution_block *c, const float *sums, int
     return end;
 }
 
+/* Fetches what n rows will be added to and written to. */
+static inline void ask_for_rows(const cs_convolution_block *c, block_end *soon, int64_t n)
+{
+    for (; n > 0 && soon->rows > 0; n--, soon->rows--) {
+        for (int h = 0; h < 2; h++) {
+            if (c->residual)
+                _mm_prefetch(soon->residual + h * TILE, _MM_HINT_T0);
+            _m_prefetchw(soon->y + h * TILE);
+        }
+        soon->residual += c->residual ? c->residual_stride : 0;
+        soon->y += c->y_stride;
+    }
+}
+
 /* Sums of one block over all taps and inputs. Meanwhile `end` of the block before, and `ahead`
  * bytes of the weights at `next`, which nothing has asked for yet, are fetched. */
 static void sum_block(const cs_convolution_block *c, int64_t row, const char *b, float *sums,
-                      block_end *end, const char **next, size_t ahead)
+                      block_end *end, block_end soon, const char **next, size_t ahead)
 {
     const char *left = b, *right = b + c->panel_bytes;
     const size_t stride = (size_t)c->x_stride * sizeof(uint16_t);
@@ -94,6 +108,7 @@ static void sum_block(const cs_convolution_block *c, int64_t row, const char *b,
             left += STEP_BYTES;
             right += STEP_BYTES;
             finish_rows(c, end, rows_per_step);
+            ask_for_rows(c, &soon, rows_per_step);
             fetch += fetch_per_step;
             for (; fetched < fetch && fetched < fetch_to; fetched += 128) {
                 _mm_prefetch(fetched, _MM_HINT_T1);
@@ -126,8 +141,9 @@ void cs_convolve_bf16_amx(const cs_convolution_block *c)
         size_t ahead = p + 2 < c->n_panels ? 2 * c->panel_bytes / (size_t)blocks : 0;
         for (int64_t row = 0; row < c->rows; row += BLOCK, turn = !turn) {
             int64_t from = c->rows >= BLOCK && row + BLOCK > c->rows ? c->rows - BLOCK : row;
-            sum_block(c, from, b, sums[turn], &end, &next, ahead);
-            end = begin_end(c, sums[turn], from, row - from, p);
+            block_end own = begin_end(c, sums[turn], from, row - from, p);
+            sum_block(c, from, b, sums[turn], &end, own, &next, ahead);
+            end = own;
         }
     }
     finish_rows(c, &end, BLOCK);

@@ -16,6 +16,7 @@ enum {
     BEFORE = 3,          /* pairs of a before row t that y[t] reads, and after it but one */
     PAIRS = 2 * BEFORE,  /* of a beyond the rows of y */
     MARGIN = 2 * BEFORE, /* rows of x on each side */
+    SOON = 24,           /* rows of x on the way: too far apart for the hardware to see a stream */
 };
 
 cs_snake CS_JOIN(cs_snake_, CS_ISA);
@@ -55,6 +56,7 @@ static void activate(const cs_snake_columns *s, int64_t n, const float *x, int64
         f.odd[i] = splat(s->odd[i]);
     }
     for (int64_t t = 0; t < n; t++, x += stride, a += 2 * CS_PANEL) {
+        __builtin_prefetch(x + SOON * stride);
         v16 row = load(x + stride), even = f.even[0] * load(x), odd = f.odd[0] * row;
         for (int i = 1; i < HALF; i++) {
             even += f.even[i] * row;
