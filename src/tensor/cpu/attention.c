@@ -169,6 +169,11 @@ static void strip_add_blocks(const shape *s, strip *t, int n_rows, int n_blocks,
                    s->key_panel_bytes, t->scores + b * BLOCK, STEP, false);
     for (int r = 0; r < n_rows; r++)
         strip_softmax_row(s, t, r, n, visible[r]);
+    if (s->left == CS_DTYPE_BF16 && s->kernels->blocks_bf16) {
+        s->kernels->blocks_bf16(n_multiplied, s->value_dim / CS_PANEL, BLOCK, t->half, STEP,
+                                n_blocks, values, s->value_panel_bytes, t->sums, s->value_dim);
+        return;
+    }
     for (int b = 0; b < n_blocks; b++) {
         const void *left =
             s->left == CS_DTYPE_BF16 ? (const void *)(t->half + b * BLOCK) : t->scores + b * BLOCK;

@@ -31,6 +31,12 @@
 typedef void cs_product(int64_t rows, int64_t n_panels, int64_t k, const void *a, int64_t lda,
                         const void *b, size_t panel_bytes, float *c, int64_t ldc, bool accumulate);
 
+/* C [rows, 16 * n_panels] += the sum over blocks of A B, where block i's A is `a` from column i * k
+ * on and its first panel stands at b[i]; the same sums as by a product for each block. */
+typedef void cs_product_blocks(int64_t rows, int64_t n_panels, int64_t k, const void *a,
+                               int64_t lda, int n_blocks, const void *const *b, size_t panel_bytes,
+                               float *c, int64_t ldc);
+
 typedef enum {
     CS_FORM_PLAIN,
     CS_FORM_GELU,
@@ -116,8 +122,9 @@ typedef struct {
     cs_product *product_f32_bf16; /* A f32, B bf16 */
     cs_product *product_bf16;     /* A bf16, B bf16; NULL: no such instruction, A is kept in f32 */
 
-    cs_linear *linear_bf16;     /* NULL: products do */
-    cs_convolve *convolve_bf16; /* NULL: products do */
+    cs_product_blocks *blocks_bf16; /* NULL: products do */
+    cs_linear *linear_bf16;         /* NULL: products do */
+    cs_convolve *convolve_bf16;     /* NULL: products do */
 
     /* Called by a thread when it has finished a piece of work with bf16 products; NULL: nothing to
      * do. */

@@ -11,6 +11,7 @@
 #include "tensor/cpu/kernels_amx.h"
 
 cs_product cs_product_bf16_amx;
+cs_product_blocks cs_product_blocks_bf16_amx;
 void cs_amx_leave(void);
 
 /* What configure() loaded last on this thread; 0: nothing. */
@@ -193,4 +194,50 @@ void cs_product_bf16_amx(int64_t rows, int64_t n_panels, int64_t k, const void *
         configure(n);
         short_rows(n_panels, k, x, lda, b, panel_bytes, c, ldc, accumulate);
     }
+}
+
+/* 32 rows by two panels of all blocks, whose sums stay in tiles. */
+static void add_2x2(int64_t k, const uint16_t *a, int64_t lda, int n_blocks, const void *const *b,
+                    size_t offset, size_t panel_bytes, float *c, int64_t ldc)
+{
+    const size_t a_stride = (size_t)lda * sizeof *a, c_stride = (size_t)ldc * sizeof *c;
+    float *c_lower = c + 16 * ldc;
+    _tile_loadd(0, c, c_stride);
+    _tile_loadd(1, c + CS_PANEL, c_stride);
+    _tile_loadd(2, c_lower, c_stride);
+    _tile_loadd(3, c_lower + CS_PANEL, c_stride);
+    for (int block = 0; block < n_blocks; block++) {
+        const char *left = (const char *)b[block] + offset, *right = left + panel_bytes;
+        for (int64_t i = 0; i < k; i += CS_K_ALIGN, a += CS_K_ALIGN) {
+            _tile_loadd(6, left + i * CS_PANEL * 2, 64);
+            _tile_loadd(4, a, a_stride);
+            _tile_loadd(7, right + i * CS_PANEL * 2, 64);
+            _tile_loadd(5, a + 16 * lda, a_stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + CS_PANEL, c_stride);
+    _tile_stored(2, c_lower, c_stride);
+    _tile_stored(3, c_lower + CS_PANEL, c_stride);
+}
+
+void cs_product_blocks_bf16_amx(int64_t rows, int64_t n_panels, int64_t k, const void *a,
+                                int64_t lda, int n_blocks, const void *const *b, size_t panel_bytes,
+                                float *c, int64_t ldc)
+{
+    int64_t p = 0;
+    if (rows == CS_AMX_BLOCK) {
+        configure(CS_AMX_ROWS);
+        for (; p + 2 <= n_panels; p += 2)
+            add_2x2(k, a, lda, n_blocks, b, (size_t)p * panel_bytes, panel_bytes, c + p * CS_PANEL,
+                    ldc);
+    }
+    for (int block = 0; p < n_panels && block < n_blocks; block++)
+        cs_product_bf16_amx(rows, n_panels - p, k, (const uint16_t *)a + block * k, lda,
+                            (const char *)b[block] + (size_t)p * panel_bytes, panel_bytes,
+                            c + p * CS_PANEL, ldc, true);
 }

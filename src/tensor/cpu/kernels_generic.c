@@ -354,6 +354,12 @@ void CS_LEAVE(void);
 #define CS_LEAVE NULL
 #endif
 
+#ifdef CS_BLOCKS_BF16
+cs_product_blocks CS_BLOCKS_BF16;
+#else
+#define CS_BLOCKS_BF16 NULL
+#endif
+
 #ifdef CS_LINEAR_BF16
 cs_linear CS_LINEAR_BF16;
 #else
@@ -375,6 +381,7 @@ const cs_kernels TABLE_NAME(CS_ISA) = {
     .product_f32 = product_f32,
     .product_f32_bf16 = product_f32_bf16,
     .product_bf16 = PRODUCT_BF16,
+    .blocks_bf16 = CS_BLOCKS_BF16,
     .linear_bf16 = CS_LINEAR_BF16,
     .convolve_bf16 = CS_CONVOLVE_BF16,
     .leave = CS_LEAVE,
