@@ -4,7 +4,7 @@
     bench/planner/measured.py build/cornserve CHECKPOINT [--kinds text,picture,sound,speech] [--cores N] [--dir DIR]
 
 Profiles the checkpoint, draws requests of the kinds (no two alike, so that no cache helps), plans for them, and at each load (a share of
-the throughput that the plan predicts; over 1 it is saturated) lets `cornserve simulate` predict the very requests that it then
+the throughput that the plan predicts; over 1 it is saturated; 0: some of them, one at a time) lets `cornserve simulate` predict the very requests that it then
 sends over HTTP at the same moments (Poisson arrivals). Prints a Markdown table of both. `speech` needs a checkpoint that speaks and
 ends by itself. What stands in DIR (profile, requests, plan) is used again, so that a load can be measured alone.
 """
@@ -28,6 +28,7 @@ import zlib
 WORDS = ["harbour", "ship", "tell", "me", "about", "the", "people", "green", "river", "what", "stands", "there", "seven", "lights", "and",
          "a", "story", "of", "old", "winter", "train", "music", "why", "do", "birds", "north"]
 CALM_SHARE = 0.05  # of the requests, at the beginning, that are not counted: as `simulate` does
+ALONE, ALONE_LOAD = 24, 1e-4  # requests that are sent one at a time, and the load at which they are predicted
 PIXELS_A_TOKEN = 28
 SOUND_TOKENS_A_SECOND = 25
 
@@ -212,8 +213,15 @@ def replay(server, requests, rate):
     lost = [a for a in answers if a.whole_s is None or a.first_s is None]
     if lost:
         sys.exit(f"{len(lost)} requests failed: {lost[0].lines[-3:]}")
-    end = max(t / 1 + a.whole_s for (t, *_), a in zip(prepared, answers))
+    end = max(t + a.whole_s for (t, *_), a in zip(prepared, answers))
     return answers, len(answers) / end
+
+
+def replay_alone(server, requests):
+    answers, start = [Answer() for _ in requests], time.monotonic()
+    for request, answer in zip(requests, answers):
+        send(server.address, wire_of(request["body"]), wanted_of(request), time.monotonic(), answer)
+    return answers, len(answers) / (time.monotonic() - start)
 
 
 def warm_up(server, arguments):
@@ -238,7 +246,10 @@ def milliseconds(both):
 def print_load(load, rate, requests, predicted, measured):
     (types, predicted_rps), (answers, measured_rps) = predicted, measured
     counted = list(zip(requests, answers))[int(CALM_SHARE * len(requests)):]
-    print(f"| {load:g} ({rate:.3g}/s) | all | requests/s | {predicted_rps:.3g} / {measured_rps:.3g} = {predicted_rps / measured_rps:.2f} | | |")
+    if load > 0:
+        print(f"| {load:g} ({rate:.3g}/s) | all | requests/s | {predicted_rps:.3g} / {measured_rps:.3g} = {predicted_rps / measured_rps:.2f} | | |")
+    else:
+        print("| alone | | | | | |")
     for name, type_ in types.items():
         ours = [a for r, a in counted if r["type"] == name]
         for what, key, seen in (("first", "first", [a.first_s for a in ours]), ("whole", "latency", [a.whole_s for a in ours])):
@@ -254,7 +265,7 @@ def main():
     parser.add_argument("--kinds", default="text,picture,sound")
     parser.add_argument("--cores", type=int, default=1, help="that executors may use; the rest is for gateway and client (1)")
     parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--loads", default="0.3,0.6,1.5")
+    parser.add_argument("--loads", default="0,0.3,0.6,1.5")
     parser.add_argument("--shape", help="a shape of your own, as of `cornserve plan`")
     parser.add_argument("--seconds", type=float, default=3, help="to measure a component with one count of threads (3)")
     parser.add_argument("--code-bytes", type=int, default=960, help="of 16-bit sound for a code (960: 480 samples)")
@@ -279,11 +290,12 @@ def main():
               f" of {e['devices_per_replica']}")
     print("\n| load | type | what | mean, ms: predicted / measured | p50 | p95 |\n|---|---|---|---|---|---|")
     for load in map(float, arguments.loads.split(",")):
-        rate = load * plan["predictions"]["throughput_rps"]
-        predicted = simulate(arguments, folder, requests, rate)
+        rate = (load or ALONE_LOAD) * plan["predictions"]["throughput_rps"]
+        sent = requests if load > 0 else requests[:ALONE]
+        predicted = simulate(arguments, folder, sent, rate)
         with Server(arguments, "--plan", str(folder / "plan.json")) as server:
             warm_up(server, arguments)
-            print_load(load, rate, requests, predicted, replay(server, requests, rate))
+            print_load(load, rate, sent, predicted, replay(server, sent, rate) if load > 0 else replay_alone(server, sent))
 
 
 if __name__ == "__main__":
