@@ -14,45 +14,19 @@
 #include "media/decoder/child.h"
 #include "models/model.h"
 #include "models/qwen2_5_omni/token2wav.h"
-#include "runtime/pipeline/pipeline.h"
+
+#include "listeners.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    N_PROMPT = 64,
-    N_ANSWER = 96,
-    SEED = 1,
-    MAX_USERS = 64,
-    MAX_REPEAT = 16,
-    FIRST_CODES = 24, /* of the first chunk: a block of 12 and one behind it */
-};
+enum { N_PROMPT = 64, SEED = 1 };
 
 static struct {
     const char *dir, *dtype;
     int users, repeat, parts;
 } options = {.dtype = "bf16", .users = 8, .repeat = 3, .parts = 1};
-
-static void fail_on(const GError *error)
-{
-    if (error) {
-        fprintf(stderr, "%s\n", error->message);
-        exit(1);
-    }
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n)
-{
-    qsort(values, (size_t)n, sizeof(*values), compare);
-    return values[n / 2];
-}
 
 /* ---- one engine alone ---- */
 
@@ -180,6 +154,7 @@ static double time_sound(cs_generator_engine *engine, const char *voice, uint32_
 /* ---- parts ---- */
 
 typedef struct {
+    uint32_t n_codes; /* before which nothing is heard */
     double hidden, tokens, codes, sound;
 } parts;
 
@@ -193,7 +168,7 @@ static cs_llm_engine *start_llm(cs_llm *llm, bool hidden_states)
     return engine;
 }
 
-static parts measure_parts(uint32_t n_codes)
+static parts measure_parts(void)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(cs_compute) compute = cs_compute_new(&(cs_compute_options){0}, &error);
@@ -202,6 +177,7 @@ static parts measure_parts(uint32_t n_codes)
         options.dir,
         &(cs_model_options){.compute = compute, .dtype = options.dtype, .speech = true}, &error);
     fail_on(error);
+    uint32_t n_codes = model->speech->first_codes;
     g_autofree char *voice =
         g_strdup(cs_token2wav_speakers(model->speech->token2wav)->speakers[0].name);
     cs_llm_engine *thinker = start_llm(g_steal_pointer(&model->llm), true);
@@ -224,102 +200,17 @@ static parts measure_parts(uint32_t n_codes)
     cs_llm_engine_free(talker);
     cs_generator_engine_free(sound);
     cs_model_free(model);
-    return (parts){median(t[0], options.repeat), median(t[1], options.repeat),
+    return (parts){n_codes, median(t[0], options.repeat), median(t[1], options.repeat),
                    median(t[2], options.repeat), median(t[3], options.repeat)};
 }
 
 /* ---- the whole ---- */
 
-typedef struct {
-    GMutex lock;
-    GCond changed;
-    int64_t begun_us, first_audio_us;
-    bool begun, done;
-} speech;
-
-static void on_start(void *user, uint32_t prompt_tokens)
-{
-}
-
-static void on_piece(void *user, const cs_piece *piece)
-{
-}
-
-static void on_end(void *user, uint32_t choice, cs_finish_reason reason)
-{
-}
-
-static void on_audio(void *user, uint32_t n, const float *samples)
-{
-    speech *s = user;
-    s->first_audio_us = s->first_audio_us ? s->first_audio_us : cs_now_us();
-    g_mutex_lock(&s->lock);
-    s->begun = true;
-    g_cond_signal(&s->changed);
-    g_mutex_unlock(&s->lock);
-}
-
-static void on_done(void *user, const cs_usage *usage, const GError *error)
-{
-    speech *s = user;
-    g_mutex_lock(&s->lock);
-    s->done = true;
-    g_cond_signal(&s->changed);
-    g_mutex_unlock(&s->lock);
-}
-
-static const cs_sink sink = {on_start, on_piece, on_end, on_audio, on_done};
-
-/* Mean seconds to the first sound of `users` at once, who leave when all have heard theirs: random
- * weights know no end of a speech. */
-static double time_users(cs_pipeline *pipeline, int users)
-{
-    json_t *messages = json_pack("[{s:s,s:s}]", "role", "user", "content",
-                                 "Tell me about the harbour, its ships, and the people there.");
-    g_autofree speech *all = g_new0(speech, users);
-    cs_pipeline_request *handles[MAX_USERS];
-    cs_request request = {.messages = messages,
-                          .n_choices = 1,
-                          .sampling = {.top_p = 1,
-                                       .repetition_penalty = 1,
-                                       .n_logprobs = -1,
-                                       .ignore_eos = true,
-                                       .has_seed = true,
-                                       .max_tokens = N_ANSWER}};
-    cs_pipeline_voice_defaults(pipeline, &request.voice);
-    double sum = 0;
-    for (int i = 0; i < users; i++) {
-        g_autoptr(GError) error = NULL;
-        request.sampling.seed = (uint64_t)i;
-        all[i].begun_us = cs_now_us();
-        handles[i] = cs_pipeline_submit(pipeline, &request, &sink, &all[i], &error);
-        fail_on(error);
-    }
-    for (int i = 0; i < users; i++) {
-        g_mutex_lock(&all[i].lock);
-        while (!all[i].begun && !all[i].done)
-            g_cond_wait(&all[i].changed, &all[i].lock);
-        g_mutex_unlock(&all[i].lock);
-        sum += (double)(all[i].first_audio_us - all[i].begun_us) * 1e-6;
-    }
-    for (int i = 0; i < users; i++)
-        cs_pipeline_cancel(handles[i]);
-    for (int i = 0; i < users; i++) {
-        g_mutex_lock(&all[i].lock);
-        while (!all[i].done)
-            g_cond_wait(&all[i].changed, &all[i].lock);
-        g_mutex_unlock(&all[i].lock);
-        cs_pipeline_release(handles[i]);
-    }
-    json_decref(messages);
-    return sum / users;
-}
-
 static void measure_users(cs_pipeline *pipeline, int users, const parts *p)
 {
     double times[MAX_REPEAT], sum = p->hidden + p->codes + p->sound;
     for (int i = 0; i < options.repeat; i++)
-        times[i] = time_users(pipeline, users);
+        listen(pipeline, users, 0, &times[i]);
     double took = median(times, options.repeat);
     printf("%d at once: first sound after %.3f s", users, took);
     if (options.parts)
@@ -340,7 +231,7 @@ int main(int argc, char **argv)
               : strcmp(argv[i], "--parts") == 0 ? &options.parts
                                                 : &options.repeat) = atoi(argv[i + 1]);
     }
-    if (argc < 2 || options.users < 1 || options.users > MAX_USERS || options.repeat < 1 ||
+    if (argc < 2 || options.users < 1 || options.users > MAX_LISTENERS || options.repeat < 1 ||
         options.repeat > MAX_REPEAT) {
         fprintf(stderr,
                 "first_audio CHECKPOINT [--dtype f32|bf16] [--users 1..64] [--repeat 1..16]\n");
@@ -350,10 +241,10 @@ int main(int argc, char **argv)
     options.dir = argv[1];
     parts p = {0};
     if (options.parts) {
-        p = measure_parts(FIRST_CODES);
-        printf("first hidden states %.3f s, %d more tokens %.3f s, %d codes %.3f s, their sound "
+        p = measure_parts();
+        printf("first hidden states %.3f s, %u more tokens %.3f s, %u codes %.3f s, their sound "
                "%.3f s\n",
-               p.hidden, FIRST_CODES, p.tokens, FIRST_CODES, p.codes, p.sound);
+               p.hidden, p.n_codes, p.tokens, p.n_codes, p.codes, p.sound);
     }
     g_autoptr(GError) error = NULL;
     const cs_pipeline_options o = {.dtype = options.dtype, .kv_budget_bytes = 256u << 20};
