@@ -615,6 +615,29 @@ static void on_finished(call *c, uint32_t slot)
     request_progress(r);
 }
 
+/* Whether another executor reads the stream. */
+static bool is_read_elsewhere(const call *c, uint32_t forward)
+{
+    const cs_forward *f = cs_recording_forward(c->recording, forward);
+    return f->n_consumers > f->to_client && !is_local(c, forward);
+}
+
+/* Whether somebody still waits for what the slot's executor was to send. */
+static bool owes_output(const call *c, uint32_t slot)
+{
+    cs_sidecar *sidecar = c->request->runtime->sidecar;
+    uint32_t n = c->recording->invocations->len;
+    if (slot >= n)
+        return !cs_sidecar_is_over(sidecar, c->attempt, kv_stream(c, slot - n));
+    const cs_invocation *invocation = cs_recording_invocation(c->recording, slot);
+    for (uint32_t i = 0; i < invocation->unit->n_outputs; i++) {
+        uint32_t forward = invocation->first_forward + i;
+        if (is_read_elsewhere(c, forward) && !cs_sidecar_is_over(sidecar, c->attempt, forward))
+            return true;
+    }
+    return false;
+}
+
 static void on_done(executor *x, const Cornserve__Wire__Done *d)
 {
     call *c = g_hash_table_lookup(x->runtime->attempts, &d->request);
@@ -623,6 +646,10 @@ static void on_done(executor *x, const Cornserve__Wire__Done *d)
     if (d->invocation >= n_slots(c) || c->invocations[d->invocation].on != x ||
         c->invocations[d->invocation].done) {
         agent_kill(x, "ended an invocation that is not its own");
+        return;
+    }
+    if (d->code == -1 && owes_output(c, d->invocation)) {
+        agent_kill(x, "ended an invocation whose output others wait for");
         return;
     }
     c->invocations[d->invocation].done = true;

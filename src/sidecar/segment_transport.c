@@ -77,6 +77,21 @@ static void request_end(cs_sidecar *sidecar, uint64_t id)
     seg_request_end((segment *)sidecar, id);
 }
 
+static bool is_over(cs_sidecar *sidecar, uint64_t id, uint32_t stream)
+{
+    segment *s = (segment *)sidecar;
+    seg_lock(s);
+    uint32_t r = seg_request_find(s, id), i = SEG_NONE;
+    bool over = r == SEG_NONE || s->requests[r].state != SEG_OPEN;
+    if (!over)
+        i = s->requests[r].first_stream;
+    while (i != SEG_NONE && s->streams[i].id != stream)
+        i = s->streams[i].next;
+    over = over || (i != SEG_NONE && s->streams[i].state != SEG_OPEN);
+    seg_unlock(s);
+    return over;
+}
+
 /* --- producing --- */
 
 static bool claim_producer(segment *s, uint32_t i, cs_sender_options options, GError **error)
@@ -579,9 +594,9 @@ static bool check(cs_sidecar *sidecar, GError **error)
 
 #define SEG_TRANSPORT_COMMON                                                                       \
     .close = seg_close, .request_begin = request_begin, .request_end = request_end,                \
-    .sender_open = sender_open, .limit = limit, .alloc = alloc, .put = put, .end = end,            \
-    .fail = fail, .sender_close = sender_close, .receiver_open = receiver_open, .get = get,        \
-    .release = release, .published = published, .receiver_close = receiver_close,                  \
+    .is_over = is_over, .sender_open = sender_open, .limit = limit, .alloc = alloc, .put = put,    \
+    .end = end, .fail = fail, .sender_close = sender_close, .receiver_open = receiver_open,        \
+    .get = get, .release = release, .published = published, .receiver_close = receiver_close,      \
     .doorbell = doorbell, .wait = wait_doorbell, .ring = ring, .reap = reap,                       \
     .get_stats = get_stats, .check = check
 

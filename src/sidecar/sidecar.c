@@ -38,6 +38,11 @@ void cs_sidecar_request_end(cs_sidecar *sidecar, uint64_t request)
     sidecar->transport->request_end(sidecar, request);
 }
 
+bool cs_sidecar_is_over(cs_sidecar *sidecar, uint64_t request, uint32_t stream)
+{
+    return sidecar->transport->is_over(sidecar, request, stream);
+}
+
 cs_sender *cs_sender_open(cs_sidecar *sidecar, uint64_t request, uint32_t stream,
                           cs_sender_options options, GError **error)
 {

@@ -13,6 +13,7 @@ typedef struct {
     void (*close)(cs_sidecar *);
     bool (*request_begin)(cs_sidecar *, uint64_t request, uint64_t quota_bytes, GError **);
     void (*request_end)(cs_sidecar *, uint64_t request);
+    bool (*is_over)(cs_sidecar *, uint64_t request, uint32_t stream);
 
     cs_sender *(*sender_open)(cs_sidecar *, uint64_t request, uint32_t stream, cs_sender_options,
                               GError **);

@@ -172,6 +172,32 @@ static void test_empty_chunks(const void *t)
     cs_sidecar_close(s);
 }
 
+static void test_over(const void *t)
+{
+    cs_sidecar *s = open_small(t);
+    begin(s, 1);
+    g_assert_false(cs_sidecar_is_over(s, 1, 0));
+    cs_receiver *receiver = receive_from(s, 1, 0, 0);
+    g_assert_false(cs_sidecar_is_over(s, 1, 0));
+    cs_sender *sender = send_to(s, 1, 0, 1);
+    put_text(sender, "a");
+    g_assert_false(cs_sidecar_is_over(s, 1, 0));
+    g_assert_true(cs_sender_end(sender, NULL));
+    g_assert_true(cs_sidecar_is_over(s, 1, 0));
+    cs_sender_close(sender);
+    g_assert_true(cs_sidecar_is_over(s, 1, 0));
+    cs_receiver_close(receiver);
+    g_assert_true(cs_sidecar_is_over(s, 1, 0));
+    sender = send_to(s, 1, 1, 1);
+    g_assert_false(cs_sidecar_is_over(s, 1, 1));
+    cs_sender_close(sender); /* neither ended nor failed: it fails */
+    g_assert_true(cs_sidecar_is_over(s, 1, 1));
+    cs_sidecar_request_end(s, 1);
+    g_assert_true(cs_sidecar_is_over(s, 1, 2));
+    assert_empty(s);
+    cs_sidecar_close(s);
+}
+
 static void test_known_length(const void *t)
 {
     cs_sidecar *s = open_small(t);
@@ -649,6 +675,7 @@ int main(int argc, char **argv)
     } tests[] = {
         {"stream", test_stream},
         {"empty_chunks", test_empty_chunks},
+        {"over", test_over},
         {"known_length", test_known_length},
         {"errors", test_errors},
         {"misuse", test_misuse},
