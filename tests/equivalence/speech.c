@@ -15,7 +15,7 @@
 #define SEED 7
 #define N_CLIENTS 6
 
-static char *golden_dir;
+static char *golden_dir, *demo_dir;
 static json_t *requests;
 
 /* ---- a client ---- */
@@ -128,9 +128,8 @@ static cs_request make_request(const char *voice, float repetition_penalty, uint
                         .voice = {.name = voice, .repetition_penalty = repetition_penalty}};
 }
 
-static cs_pipeline *load(bool no_speech)
+static cs_pipeline *load_from(const char *dir, bool no_speech)
 {
-    g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
     const cs_pipeline_options options = {
         .dtype = "f32", .n_threads = 2, .kv_budget_bytes = 16 << 20, .no_speech = no_speech};
     g_autoptr(GError) error = NULL;
@@ -139,11 +138,16 @@ static cs_pipeline *load(bool no_speech)
     return pipeline;
 }
 
-/* ---- by hand ---- */
-
-static GArray *speak_by_hand(const char *voice, const int32_t *codes, uint32_t n)
+static cs_pipeline *load(bool no_speech)
 {
     g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
+    return load_from(dir, no_speech);
+}
+
+/* ---- by hand ---- */
+
+static GArray *speak_by_hand(const char *dir, const char *voice, const int32_t *codes, uint32_t n)
+{
     g_autoptr(GError) error = NULL;
     g_autoptr(cs_compute) compute = cs_compute_new(&(cs_compute_options){.n_threads = 2}, &error);
     g_assert_no_error(error);
@@ -185,9 +189,10 @@ static void test_golden(void)
     const cs_checkpoint_tensor *tokens = golden_get(&file, "thinker.tokens");
     static const char *const names[] = {"codes", "codes_penalty"};
     GArray *expected[2];
+    g_autofree char *dir = g_build_filename(golden_dir, "qwen2.5-omni-tiny", NULL);
     for (int k = 0; k < 2; k++) {
         const cs_checkpoint_tensor *codes = golden_get(&file, names[k]);
-        expected[k] = speak_by_hand("Chelsie", codes->data, (uint32_t)codes->shape[0]);
+        expected[k] = speak_by_hand(dir, "Chelsie", codes->data, (uint32_t)codes->shape[0]);
     }
     cs_pipeline *pipeline = load(false);
     g_assert_cmpuint(cs_pipeline_audio_rate(pipeline), ==, 24000);
@@ -298,6 +303,47 @@ static void test_aloud(void)
     client_clear(&given);
     client_clear(&drawn);
     cs_pipeline_free(pipeline);
+}
+
+static void check_trained(cs_pipeline *pipeline, const json_t *entry)
+{
+    const json_t *wanted = json_object_get(entry, "codes");
+    const char *voice = json_string_value(json_object_get(entry, "voice"));
+    g_autoptr(GArray) codes = g_array_new(FALSE, FALSE, sizeof(int32_t));
+    size_t i;
+    json_t *code;
+    json_array_foreach (wanted, i, code)
+        g_array_append_vals(codes, &(int32_t){(int32_t)json_integer_value(code)}, 1);
+    GArray *expected =
+        speak_by_hand(demo_dir, voice, (const int32_t *)(const void *)codes->data, codes->len);
+    json_t *messages =
+        json_pack("[{s:s,s:O}]", "role", "user", "content", json_object_get(entry, "question"));
+    cs_request request = make_request(voice, 1.05f, 96);
+    request.messages = messages;
+    request.sampling.ignore_eos = false;
+    client c;
+    run_one(pipeline, &request, &c);
+    g_assert_no_error(c.error);
+    assert_same_sound(c.samples, expected);
+    g_array_unref(expected);
+    json_decref(messages);
+    client_clear(&c);
+}
+
+/* Trained weights, whose answers and speeches end by themselves: the codes of tools/demo/spoken.py.
+ */
+static void test_trained(void)
+{
+    g_autofree char *path = g_build_filename(golden_dir, "..", "demo_speech.json", NULL);
+    json_t *entries = json_load_file(path, 0, NULL);
+    g_assert_cmpuint(json_array_size(entries), >, 0);
+    cs_pipeline *pipeline = load_from(demo_dir, false);
+    size_t i;
+    json_t *entry;
+    json_array_foreach (entries, i, entry)
+        check_trained(pipeline, entry);
+    cs_pipeline_free(pipeline);
+    json_decref(entries);
 }
 
 static void test_text_only(void)
@@ -485,13 +531,15 @@ int main(int argc, char **argv)
     if (argc == 3 && strcmp(argv[1], "media-decoder") == 0) /* as the pipeline starts itself */
         return cs_media_decoder_main(atoi(argv[2]));
     g_test_init(&argc, &argv, NULL);
-    g_assert_cmpint(argc, ==, 2); /* golden directory */
+    g_assert_cmpint(argc, ==, 3); /* golden directory, the trained checkpoint */
     golden_dir = argv[1];
+    demo_dir = argv[2];
     g_autofree char *path = g_build_filename(golden_dir, "requests.json", NULL);
     g_autoptr(GError) error = NULL;
     requests = cs_json_load_file(path, 1 << 24, &error);
     g_assert_no_error(error);
     g_test_add_func("/speech/golden", test_golden);
+    g_test_add_func("/speech/trained", test_trained);
     g_test_add_func("/speech/refusals", test_refusals);
     g_test_add_func("/speech/too_short", test_too_short);
     g_test_add_func("/speech/aloud", test_aloud);

@@ -89,12 +89,10 @@ def speech_weights(work: pathlib.Path) -> dict[str, torch.Tensor]:
 
 def speakers(work: pathlib.Path) -> dict[str, dict]:
     """spk_dict.pt: cond [1, size], ref_mel [1, frames, bins], the token that tells the talker who speaks."""
-    import speak
     import voice
-    items, _, _ = speak.load(work)
-    conditions, references = voice.conditions(), speak.references(items)
+    conditions, references = voice.conditions(), torch.load(work / "dit.pt")["references"]
     return {name: {"cond": conditions[name], "ref_mel": references[name][None].clone(), "bos_token": token}
-            for name, (_, token) in voice.SPEAKERS.items()}
+            for name, token in voice.SPEAKERS.items()}
 
 
 def preprocessor() -> dict:
