@@ -105,8 +105,8 @@ void cs_sidecar_close(cs_sidecar *sidecar);
 bool cs_sidecar_request_begin(cs_sidecar *sidecar, uint64_t request, uint64_t quota_bytes,
                               GError **error);
 void cs_sidecar_request_end(cs_sidecar *sidecar, uint64_t request);
-/* Whether a stream's producer ended or failed it, or its request has ended: whoever reads it is told
- * so and waits no more. False for a stream that nobody has opened yet. */
+/* Whether a stream's producer ended or failed it, or its request has ended: whoever reads it is
+ * told so and waits no more. False for a stream that nobody has opened yet. */
 bool cs_sidecar_is_over(cs_sidecar *sidecar, uint64_t request, uint32_t stream);
 
 /* --- Producing --- */
