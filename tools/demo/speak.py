@@ -286,10 +286,8 @@ def train(options, part) -> None:
             total, since = 0.0, time.time()
         if time.time() - saved_at > 120 or step + 1 == options.steps:
             whole = path.with_suffix(".new")
-            partial = whole.with_suffix(".partial")  # a state cut short by a kill must not be found
             torch.save({"step": step + 1, "weights": part.net.state_dict(), "optimizer": optimizer.state_dict(),
-                        **getattr(part, "extra", {})}, partial)
-            partial.replace(whole)
+                        **getattr(part, "extra", {})}, whole)
             whole.replace(path)  # a kill while writing leaves the state before
             saved_at = time.time()
 
