@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """A plan's predictions beside what the same requests measure on this machine.
 
-    bench/planner/measured.py build/cornserve CHECKPOINT [--kinds text,picture,sound,speech] [--cores N] [--dir DIR]
+    bench/planner/measured.py build/cornserve CHECKPOINT [--kinds text,picture,sound,speech | --set SET] [--cores N] [--dir DIR]
 
 Profiles the checkpoint, draws requests of the kinds (no two alike, so that no cache helps), plans for them, and at each load (a share of
 the throughput that the plan predicts; over 1 it is saturated; 0: some of them, one at a time) lets `cornserve simulate` predict the very requests that it then
 sends over HTTP at the same moments (Poisson arrivals). Prints a Markdown table of both. `speech` needs a checkpoint that speaks and
-ends by itself. What stands in DIR (profile, requests, plan) is used again, so that a load can be measured alone.
+ends by itself. With --set the requests are those of a folder written by tools/demo/make held-out for models/demo, a third of the answers
+spoken, each as long as the model makes it. What stands in DIR (profile, requests, plan) is used again, so that a load can be measured alone.
 """
 
 import argparse
 import base64
+import io
+import itertools
 import json
 import pathlib
 import random
@@ -23,7 +26,11 @@ import sys
 import tempfile
 import threading
 import time
+import wave
 import zlib
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import demo_accuracy  # noqa: E402
 
 WORDS = ["harbour", "ship", "tell", "me", "about", "the", "people", "green", "river", "what", "stands", "there", "seven", "lights", "and",
          "a", "story", "of", "old", "winter", "train", "music", "why", "do", "birds", "north"]
@@ -74,6 +81,30 @@ def draw_request(rng, kind, number):
         body |= {"modalities": ["text", "audio"], "audio": {"format": "pcm16"}}
         name = "text_to_speech"
     return {"kind": kind, "type": name, "sizes": sizes, "body": body}
+
+
+def set_requests(arguments):
+    """Requests of a held-out set whose answers end by themselves, of one modality each; every third answer is spoken."""
+    lines = [json.loads(line) for line in (arguments.set / "requests.jsonl").read_text().splitlines()]
+    random.Random(arguments.seed).shuffle(lines)
+    for number, line in enumerate(lines):
+        messages = demo_accuracy.with_data(line["messages"], arguments.set)
+        media = {part["type"] for message in messages for part in message["content"]} - {"text"}
+        if len(media) > 1 or "video_url" in media:
+            continue  # the task graph has types of one modality; a clip is one request in twenty
+        asks = {"image_url": "image", "input_audio": "audio"}[media.pop()] if media else "text"
+        kind = "speech" if number % 3 == 0 else "set"
+        body = {"messages": messages, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+        if kind == "speech":
+            body |= {"modalities": ["text", "audio"], "audio": {"format": "pcm16"}}
+        seconds = sum(sound_seconds(part) for message in messages for part in message["content"] if part["type"] == "input_audio")
+        sizes = {"audio_in_seconds": seconds} if seconds else {}
+        yield {"kind": kind, "type": f"{asks}_to_{'speech' if kind == 'speech' else 'text'}", "sizes": sizes, "body": body}
+
+
+def sound_seconds(part):
+    with wave.open(io.BytesIO(base64.b64decode(part["input_audio"]["data"]))) as sound:
+        return sound.getnframes() / sound.getframerate()
 
 
 # ---- the client: one thread a request, so little Python as can be while others are served ----
@@ -152,7 +183,7 @@ def profile(arguments, folder):
 def ask_sizes(server, request, code_bytes):
     """Sends the request once: what its prompt has in tokens and its speech in codes."""
     answer, sizes = Answer(), request["sizes"]
-    body = request["body"] if request["kind"] == "speech" else request["body"] | {"max_tokens": 1}
+    body = request["body"] if request["kind"] in ("speech", "set") else request["body"] | {"max_tokens": 1}
     send(server.address, wire_of(body), wanted_of(request), time.monotonic(), answer)
     if answer.whole_s is None:
         sys.exit(f"a request failed: {answer.lines[-3:]}")
@@ -161,6 +192,10 @@ def ask_sizes(server, request, code_bytes):
     for event in events:
         for choice in event.get("choices", []):
             sound += len(base64.b64decode((choice["delta"].get("audio") or {}).get("data", "")))
+    if "text_out_tokens" not in sizes:
+        found = usage["prompt_tokens_details"]
+        sizes |= {k: v for k, v in (("image_tokens", found["image_tokens"]), ("audio_in_tokens", found["audio_tokens"])) if v}
+        sizes["text_out_tokens"] = usage["completion_tokens_details"]["text_tokens"]
     sizes["text_in_tokens"] = usage["prompt_tokens"] - sizes.get("image_tokens", 0) - sizes.get("audio_in_tokens", 0)
     if request["kind"] == "speech":
         sizes["audio_out_tokens"] = sound // code_bytes
@@ -170,9 +205,10 @@ def draw_requests(arguments, folder):
     """Writes requests.json: requests with all their sizes, and when each arrives at one a second."""
     rng, kinds = random.Random(arguments.seed), arguments.kinds.split(",")
     requests, t = [], 0
-    for i in range(arguments.requests):
+    drawn = set_requests(arguments) if arguments.set else (draw_request(rng, kinds[i % len(kinds)], i) for i in itertools.count())
+    for request in itertools.islice(drawn, arguments.requests):
         t += rng.expovariate(1)
-        requests.append(draw_request(rng, kinds[i % len(kinds)], i) | {"t": t})
+        requests.append(request | {"t": t})
     with Server(arguments) as server:
         for request in requests:
             ask_sizes(server, request, arguments.code_bytes)
@@ -263,6 +299,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("checkpoint")
     parser.add_argument("--kinds", default="text,picture,sound")
+    parser.add_argument("--set", type=pathlib.Path, help="a held-out set, in place of --kinds")
     parser.add_argument("--cores", type=int, default=1, help="that executors may use; the rest is for gateway and client (1)")
     parser.add_argument("--requests", type=int, default=150)
     parser.add_argument("--loads", default="0,0.3,0.6,1.5")
