@@ -106,9 +106,9 @@ typedef struct {
     void (*on_done)(void *user, const cs_llm_usage *usage, const GError *error);
 } cs_llm_sink;
 
-/* By when rows of generated tokens are wanted that are heard as speech (turn.h): the first n_at_once
- * were when the request came, for nothing is heard without them; each of the others token_us after
- * the one before it. token_us 0: nobody hears them. */
+/* By when rows of generated tokens are wanted that are heard as speech (turn.h): the first
+ * n_at_once were when the request came, for nothing is heard without them; each of the others
+ * token_us after the one before it. token_us 0: nobody hears them. */
 typedef struct {
     uint32_t n_at_once, token_us;
 } cs_llm_pace;

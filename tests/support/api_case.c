@@ -151,3 +151,17 @@ void wait_until_idle(const fixture *f)
     g_assert_cmpuint(fake_pipeline_live(f->pipeline), ==, 0);
     g_assert_cmpuint(fake_pipeline_handles(f->pipeline), ==, 0);
 }
+
+GByteArray *decode_events(const char *events, const char *member)
+{
+    GByteArray *all = g_byte_array_new();
+    g_autofree char *opening = g_strdup_printf("\"%s\":\"", member);
+    for (const char *at = events; (at = strstr(at, opening)); at++) {
+        at += strlen(opening);
+        g_autofree char *base64 = g_strndup(at, strcspn(at, "\""));
+        gsize n;
+        g_autofree guchar *bytes = g_base64_decode(base64, &n);
+        g_byte_array_append(all, bytes, (guint)n);
+    }
+    return all;
+}

@@ -33,4 +33,7 @@ guint count(const char *text, const char *part);
 /* Fails the test when a request lives on. */
 void wait_until_idle(const fixture *f);
 
+/* What the member decodes to in all events that have it, one after another. */
+GByteArray *decode_events(const char *events, const char *member);
+
 #endif

@@ -38,20 +38,6 @@ static size_t content_bytes(const char *response)
     return (size_t)g_ascii_strtoull(length + 16, NULL, 10);
 }
 
-static GByteArray *decode_events(const char *text)
-{
-    static const char opening[] = "\"audio\":\"";
-    GByteArray *all = g_byte_array_new();
-    for (const char *at = text; (at = strstr(at, opening)); at++) {
-        at += strlen(opening);
-        g_autofree char *base64 = g_strndup(at, strcspn(at, "\""));
-        gsize n;
-        g_autofree guchar *bytes = g_base64_decode(base64, &n);
-        g_byte_array_append(all, bytes, (guint)n);
-    }
-    return all;
-}
-
 /* Whole and streamed: all passages, the pauses between them, and usage of all. */
 static void test_passages(void)
 {
@@ -65,7 +51,7 @@ static void test_passages(void)
     g_assert_cmpuint(content_bytes(whole), ==, expected);
     g_autofree char *stream_body = body_of(words, ",\"stream_format\":\"sse\"");
     g_autofree char *events = post(&f, PATH, stream_body);
-    g_autoptr(GByteArray) bytes = decode_events(events);
+    g_autoptr(GByteArray) bytes = decode_events(events, "audio");
     g_assert_cmpuint(bytes->len, ==, expected);
     g_autofree char *usage = g_strdup_printf("\"output_tokens\":%d,", 57 * 5);
     assert_has(events, usage);
@@ -90,7 +76,7 @@ static void test_ahead(void)
     g_assert_cmpuint(made, >=, 2 * RATE);
     g_assert_cmpuint(made, <, (24 + 20) * FAKE_PIPELINE_TOKEN_SAMPLES);
     g_autofree char *events = dechunk(read_all(fd));
-    g_autoptr(GByteArray) bytes = decode_events(events);
+    g_autoptr(GByteArray) bytes = decode_events(events, "audio");
     g_assert_cmpuint(bytes->len, ==, 1224 * TOKEN_BYTES + 2 * PAUSE_BYTES);
     wait_until_idle(&f);
     tear_down(&f);
@@ -186,7 +172,7 @@ static void test_slow_reader(void)
     g_assert_cmpuint(now, <, (uint64_t)MOST_AHEAD_S * RATE);
     g_assert_cmpuint(fake_pipeline_live(f.pipeline), <=, 2);
     g_autofree char *events = dechunk(read_all(fd));
-    g_autoptr(GByteArray) bytes = decode_events(events);
+    g_autoptr(GByteArray) bytes = decode_events(events, "audio");
     g_assert_cmpuint(bytes->len, ==, N * N_TOKENS * TOKEN_BYTES + (N - 1) * PAUSE_BYTES);
     wait_until_idle(&f);
     tear_down(&f);

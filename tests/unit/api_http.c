@@ -414,21 +414,6 @@ static void test_random_disconnects(void)
 #define SPEECH_PATH "/v1/audio/speech"
 #define TOKEN_BYTES (FAKE_PIPELINE_TOKEN_SAMPLES * 2)
 
-/* What the data of all events that have it decode to, one after another. */
-static GByteArray *decode_events(const char *text, const char *member)
-{
-    GByteArray *all = g_byte_array_new();
-    g_autofree char *opening = g_strdup_printf("\"%s\":\"", member);
-    for (const char *at = text; (at = strstr(at, opening)); at++) {
-        at += strlen(opening);
-        g_autofree char *base64 = g_strndup(at, strcspn(at, "\""));
-        gsize n;
-        g_autofree guchar *bytes = g_base64_decode(base64, &n);
-        g_byte_array_append(all, bytes, (guint)n);
-    }
-    return all;
-}
-
 static void test_speech(void)
 {
     fixture f;

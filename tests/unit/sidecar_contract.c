@@ -673,20 +673,13 @@ int main(int argc, char **argv)
         const char *name;
         void (*run)(const void *);
     } tests[] = {
-        {"stream", test_stream},
-        {"empty_chunks", test_empty_chunks},
-        {"over", test_over},
-        {"known_length", test_known_length},
-        {"errors", test_errors},
-        {"misuse", test_misuse},
-        {"quota", test_quota},
-        {"limit", test_limit},
-        {"pool_full", test_pool_full},
-        {"request_end", test_request_end},
-        {"put_bytes", test_put_bytes},
-        {"threads", test_threads},
-        {"doorbell", test_doorbell},
-        {"faults", test_faults},
+        {"stream", test_stream},       {"empty_chunks", test_empty_chunks},
+        {"over", test_over},           {"known_length", test_known_length},
+        {"errors", test_errors},       {"misuse", test_misuse},
+        {"quota", test_quota},         {"limit", test_limit},
+        {"pool_full", test_pool_full}, {"request_end", test_request_end},
+        {"put_bytes", test_put_bytes}, {"threads", test_threads},
+        {"doorbell", test_doorbell},   {"faults", test_faults},
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(transports); i++) {
         for (unsigned k = 0; k < G_N_ELEMENTS(tests); k++) {
