@@ -54,7 +54,8 @@ static bool only_members(reader *r, const char *path, json_t *object, const char
     const char *key;
     json_t *value;
     json_object_foreach (object, key, value) {
-        if (!g_strv_contains(names, key)) {
+        if (!json_is_null(value) &&
+            !g_strv_contains(names, key)) { /* clients spell out absent ones */
             g_autofree char *param = g_strdup_printf("%s.%.60s", path, key);
             return cs_fault_set(r->fault, CS_ERROR_UNSUPPORTED, param,
                                 "there is no such member here");
@@ -385,12 +386,30 @@ static bool copy_string(reader *r, const char *path, json_t *from, const char *k
     return text && json_object_set_new(to, key, json_stringn(text, n)) == 0;
 }
 
+/* What an assistant's message says: of a spoken answer that is sent back whole it is the
+ * transcript. */
+static json_t *said(reader *r, const char *path, json_t *message)
+{
+    json_t *content = json_object_get(message, "content");
+    json_t *audio = json_object_get(message, "audio");
+    if (!json_is_object(audio) || (content && !json_is_null(content)))
+        return content;
+    json_t *transcript = json_object_get(audio, "transcript");
+    if (!json_is_string(transcript))
+        cs_fault_set(r->fault, CS_ERROR_UNSUPPORTED, path,
+                     "audio of an earlier answer is not kept; send its transcript with it, or "
+                     "as content");
+    return transcript;
+}
+
 static bool read_message_members(reader *r, const char *path, json_t *message,
                                  const role_rule *rule, json_t *out)
 {
     g_autofree char *content_path = g_strdup_printf("%s.content", path);
     g_autofree char *calls_path = g_strdup_printf("%s.tool_calls", path);
-    json_t *content = json_object_get(message, "content");
+    json_t *content = said(r, path, message);
+    if (r->fault->error)
+        return false;
     json_t *calls = json_object_get(message, "tool_calls");
     bool has_calls = calls && !json_is_null(calls);
     if (has_calls && (!content || json_is_null(content)))
@@ -422,9 +441,6 @@ static bool read_message(reader *r, const char *path, json_t *message)
     }
     if (!only_members(r, path, message, rule->members))
         return false;
-    if (json_is_object(json_object_get(message, "audio")))
-        return cs_fault_set(r->fault, CS_ERROR_UNSUPPORTED, path,
-                            "audio of an earlier answer is not kept; send its text as content");
     json_t *out = json_object();
     json_object_set_new(out, "role",
                         json_string(strcmp(rule->role, "developer") == 0 ? "system" : rule->role));

@@ -48,6 +48,21 @@ def collect(stream):
     return transcript, base64.b64decode(data, validate=True), first, finish, usage
 
 
+def test_next_turn(tap, client, model, message):
+    """A spoken answer in a later turn is what was said."""
+    def ask(answer):
+        messages = [*HELLO, answer, {"role": "user", "content": "And then?"}]
+        return client.chat.completions.create(model=model, **{**OPTIONS, "messages": messages}).choices[0].message.content
+    expected = ask({"role": "assistant", "content": message.audio.transcript})
+    for way, answer in {"as it came": message, "as a dict": message.model_dump()}.items():
+        tap.equal(ask(answer), expected, f"a spoken answer is sent back {way}")
+    try:
+        ask({"role": "assistant", "audio": {"id": message.audio.id}})
+        tap.check(False, "the id of a spoken answer alone is refused")
+    except openai.BadRequestError as error:
+        tap.check("transcript" in error.message, "the id of a spoken answer alone is refused", error.message)
+
+
 def test_chat(tap, client, model):
     text = client.chat.completions.create(model=model, **OPTIONS).choices[0].message.content
     answer = speak(client, model)
@@ -62,6 +77,7 @@ def test_chat(tap, client, model):
     tap.equal((transcript, finish), (text, "length"), "streamed: the same transcript")
     tap.check(pcm == whole, "streamed: the same sound", (len(pcm), len(whole)))
     tap.equal(usage.completion_tokens, answer.usage.completion_tokens, "streamed: the same usage")
+    test_next_turn(tap, client, model, message)
     other = base64.b64decode(speak(client, model, audio={"voice": "ethan", "format": "wav"}).choices[0].message.audio.data)
     tap.check(pcm_of(other) != whole, "another voice sounds different")
     return text, whole
